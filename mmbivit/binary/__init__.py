@@ -1,0 +1,23 @@
+"""Binarization with torch alone: formulas, layers and recipes."""
+
+from .attention import SoftmaxThreshold
+from .functional import binarize_weight, rprelu, sign, sign_ste, straight_through, threshold_mask
+from .layers import ActivationQuantizer, BinaryLinear, RPReLU, RSign
+from .recipe import RECIPES, Recipe, get_recipe
+
+__all__ = [
+    "RECIPES",
+    "ActivationQuantizer",
+    "BinaryLinear",
+    "RPReLU",
+    "RSign",
+    "Recipe",
+    "SoftmaxThreshold",
+    "binarize_weight",
+    "get_recipe",
+    "rprelu",
+    "sign",
+    "sign_ste",
+    "straight_through",
+    "threshold_mask",
+]

@@ -1,0 +1,42 @@
+"""Binarization of attention: 1-bit queries, keys and values, and probabilities in {0, 1}."""
+
+from torch import Tensor
+
+from .functional import straight_through, threshold_mask
+from .layers import ActivationQuantizer
+
+__all__ = ["SoftmaxThreshold"]
+
+
+class SoftmaxThreshold(ActivationQuantizer):
+    """Binarize attention scores: a key is selected where its softmax reaches a quarter of the row's maximum.
+
+    Forward: ``1[p >= ratio * max(p)] / number selected`` with ``p = softmax(scores)`` over the keys. Since
+    ``p >= ratio * p_max`` is ``s >= s_max + ln(ratio)``, inference needs no exponential. Dividing by the number of
+    selected keys keeps the attention output in [-1, 1], inside the straight-through window of the next sign; where
+    that sign's threshold is 0 it changes nothing.
+    Backward: straight through the selection into the softmax; the count is a constant.
+    Source: BiViT's softmax-aware binarization, as used by SI-BiViT.
+
+    Args:
+        ratio: fraction of the row maximum that selects a key, in (0, 1].
+
+    Shape: scores ``(*, queries, keys)`` -> weights of the same shape, rows sum to 1; the softmax itself where
+    ``binarize`` is off.
+    """
+
+    def __init__(self, ratio: float = 0.25):
+        super().__init__()
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio must lie in (0, 1], got {ratio}")
+        self.ratio = ratio
+
+    def forward(self, scores: Tensor) -> Tensor:
+        probabilities = scores.softmax(dim=-1)
+        if not self.binarize:
+            return probabilities
+        selected = threshold_mask(probabilities.detach(), self.ratio)
+        return straight_through(selected, probabilities) / selected.sum(dim=-1, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return f"ratio={self.ratio}"

@@ -1,0 +1,148 @@
+"""Sign, straight-through gradients and scales: each formula once (SI-BiViT, Eq. 1-5).
+
+Everything here is a pure function of tensors. ``Sign(0)`` is +1 (Eq. 1), so a sign is always one bit.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["binarize_weight", "rprelu", "sign", "sign_ste", "straight_through", "threshold_mask"]
+
+
+def sign(x: Tensor) -> Tensor:
+    """Return +1 where ``x >= 0`` and -1 elsewhere, in the dtype of ``x`` (Eq. 1; no gradient)."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class _ThresholdSign(torch.autograd.Function):
+    """``Sign(x - gamma)``; keeps one byte an element for the backward pass instead of the difference."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor | None) -> Tensor:
+        shifted = x if gamma is None else x - gamma
+        ctx.save_for_backward(shifted.abs() <= 1)
+        ctx.gamma_ndim = None if gamma is None else gamma.dim()
+        return sign(shifted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        (inside,) = ctx.saved_tensors
+        grad_x = grad * inside
+        if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
+            return grad_x, None
+        return grad_x, -_sum_to_last(grad_x, ctx.gamma_ndim)
+
+
+def _sum_to_last(x: Tensor, ndim: int) -> Tensor:
+    """Sum over all but the last ``ndim`` axes."""
+    return x.sum(dim=tuple(range(x.dim() - ndim))) if x.dim() > ndim else x
+
+
+def sign_ste(x: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """Binarize activations: ``Sign(x - gamma)`` with the clipped straight-through gradient.
+
+    Forward (Eq. 3): +1 where ``x >= gamma``, else -1.
+    Backward (Eq. 2): the gradient passes where ``|x - gamma| <= 1`` and is 0 elsewhere; ``gamma`` receives its
+    negative, summed over the axes it was broadcast over.
+
+    Args:
+        x: activations ``(*, C)``.
+        gamma: thresholds whose shape equals the last axes of ``x``; ``None`` for 0.
+
+    Returns:
+        Tensor ``(*, C)`` of -1 and +1 in the dtype of ``x``.
+    """
+    return _ThresholdSign.apply(x, gamma)
+
+
+class _WeightSign(torch.autograd.Function):
+    """``theta * Sign(w - mu)`` per output row, theta treated as a constant."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor) -> Tensor:
+        centred = weight - weight.mean(dim=1, keepdim=True)
+        theta = weight.abs().mean(dim=1, keepdim=True)
+        ctx.save_for_backward(centred.abs() <= 1, theta)
+        return theta * sign(centred)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        inside, theta = ctx.saved_tensors
+        grad = grad * theta * inside
+        # mu depends on every weight of its row: a common shift of a row changes no sign and gets no gradient.
+        return grad - grad.mean(dim=1, keepdim=True)
+
+
+def binarize_weight(weight: Tensor) -> Tensor:
+    """Binarize a weight matrix per output channel: ``theta * Sign(W - mu)`` (Eq. 4).
+
+    ``mu = mean(W)`` and ``theta = ||W||_1 / n`` over each row. Backward: clipped straight-through,
+    ``dW = h - mean(h)`` with ``h = theta * dW_b * [|W - mu| <= 1]``; theta carries no gradient, mu does.
+
+    Args:
+        weight: latent weights ``(out_features, in_features)``.
+
+    Returns:
+        Tensor of the same shape, with the two values ``-theta`` and ``+theta`` in each row.
+    """
+    return _WeightSign.apply(weight)
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return the values of ``hard`` with the gradient of ``soft`` (identity straight-through, same shapes)."""
+    return _StraightThrough.apply(hard, soft)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def threshold_mask(probabilities: Tensor, ratio: float) -> Tensor:
+    """Select the keys of a query: 1 where ``p >= ratio * max(p)`` over the last axis, else 0.
+
+    A probability of exactly 0 (a masked key) is never selected.
+
+    Args:
+        probabilities: softmax output ``(*, keys)``.
+        ratio: fraction of the row maximum, in (0, 1].
+    """
+    selected = probabilities >= ratio * probabilities.amax(dim=-1, keepdim=True)
+    return (selected & (probabilities > 0)).to(probabilities.dtype)
+
+
+class _RPReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
+        shifted = x - gamma
+        ctx.save_for_backward(shifted, slope)
+        return torch.where(shifted > 0, shifted, shifted * slope).add_(zeta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        shifted, slope = ctx.saved_tensors
+        grad_x = torch.where(shifted > 0, grad, grad * slope)
+        grad_slope = _sum_to_last(grad * shifted.clamp(max=0), 1)
+        return grad_x, -_sum_to_last(grad_x, 1), grad_slope, _sum_to_last(grad, 1)
+
+
+def rprelu(x: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
+    """PReLU with a shifted input and output: ``PReLU(x - gamma) + zeta`` per channel (ReActNet; SI-BiViT 4.1.3).
+
+    Args:
+        x: ``(*, C)``.
+        gamma: input shift ``(C,)``.
+        slope: factor of the negative side ``(C,)``.
+        zeta: output shift ``(C,)``.
+    """
+    return _RPReLU.apply(x, gamma, slope, zeta)

@@ -1,0 +1,102 @@
+"""A recipe: which quantizer, activation function and norm a network is built from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Literal, get_args, get_type_hints
+
+from torch import nn
+
+from .attention import SoftmaxThreshold
+from .layers import BinaryLinear, RPReLU, RSign
+
+__all__ = ["RECIPES", "Recipe", "get_recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a network binary or float; one class of network serves all.
+
+    Args:
+        linear: ``'binary'`` for :class:`BinaryLinear` (SI-BiViT, Eq. 3-5), ``'float'`` for :class:`torch.nn.Linear`.
+        qkv: ``'sign'`` binarizes queries, keys and values with own thresholds (Eq. 3), ``'float'`` leaves them.
+        attention: ``'softmax_threshold'`` for probabilities in {0, 1}, ``'softmax'`` for float ones.
+        act: ``'rprelu'`` or ``'gelu'``.
+        norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
+        downsample: the same choice as ``linear`` for the patch merging.
+        mask_padding: never attend to the tokens that pad a feature map to whole windows. Float Swin as released
+            attends to them, so ``float`` has it off.
+
+    Raises:
+        ValueError: if a value is not one of those named; the message lists what is allowed.
+    """
+
+    linear: Literal["binary", "float"] = "binary"
+    qkv: Literal["sign", "float"] = "sign"
+    attention: Literal["softmax_threshold", "softmax"] = "softmax_threshold"
+    act: Literal["rprelu", "gelu"] = "rprelu"
+    norm: Literal["bn", "ln"] = "bn"
+    downsample: Literal["binary", "float"] = "binary"
+    mask_padding: bool = True
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            allowed = get_args(hint) or (True, False)
+            if value not in allowed:
+                raise ValueError(f"recipe.{name}={value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
+
+    def build_linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+        """Build a linear layer ``(*, in_features) -> (*, out_features)`` of a block."""
+        return _LINEAR[self.linear](in_features, out_features, bias=bias)
+
+    def build_downsample(self, in_features: int, out_features: int) -> nn.Linear:
+        """Build the linear layer of a patch merging, which has no bias."""
+        return _LINEAR[self.downsample](in_features, out_features, bias=False)
+
+    def build_qkv_quantizer(self, num_features: int) -> nn.Module:
+        """Build what binarizes the concatenated queries, keys and values ``(*, num_features)``."""
+        return RSign(num_features) if self.qkv == "sign" else nn.Identity()
+
+    def build_attention(self) -> nn.Module:
+        """Build what turns scores ``(*, queries, keys)`` into attention weights."""
+        return SoftmaxThreshold() if self.attention == "softmax_threshold" else nn.Softmax(dim=-1)
+
+    def build_act(self, num_features: int) -> nn.Module:
+        """Build the activation function of a hidden layer ``(*, num_features)``."""
+        return RPReLU(num_features) if self.act == "rprelu" else nn.GELU()
+
+    @property
+    def norm_layer(self) -> Callable[[int], nn.Module]:
+        """The class of norm, called with the number of channels; see :func:`mmbivit.models.layout.norm_tokens`."""
+        return nn.BatchNorm1d if self.norm == "bn" else partial(nn.LayerNorm, eps=1e-5)
+
+
+_LINEAR = {"binary": BinaryLinear, "float": nn.Linear}
+
+RECIPES: dict[str, Recipe] = {
+    "sibivit": Recipe(),
+    "float": Recipe(linear="float", qkv="float", attention="softmax", act="gelu", norm="ln", downsample="float", mask_padding=False),
+}
+
+
+def get_recipe(recipe: str | dict | Recipe) -> Recipe:
+    """Look up a recipe by name, or change some fields of one.
+
+    Args:
+        recipe: a name of :data:`RECIPES`; a dict of fields to change, with the name to start from under ``base``
+            (default ``'sibivit'``); or a :class:`Recipe`.
+
+    Raises:
+        ValueError: for an unknown name, field or value; the message lists what is allowed.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    changes = {"base": recipe} if isinstance(recipe, str) else dict(recipe)
+    base = changes.pop("base", "sibivit")
+    if base not in RECIPES:
+        raise ValueError(f"recipe={base!r} is unknown; allowed: {', '.join(map(repr, RECIPES))}")
+    allowed = [field.name for field in fields(Recipe)]
+    if unknown := sorted(set(changes) - set(allowed)):
+        raise ValueError(f"recipe has no field {unknown[0]!r}; allowed: {', '.join(map(repr, ['base', *allowed]))}")
+    return replace(RECIPES[base], **changes)

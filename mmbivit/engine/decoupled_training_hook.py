@@ -1,0 +1,191 @@
+"""The decoupled training strategy (SI-BiViT 3.3.2, Alg. 1) as a hook."""
+
+import copy
+
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+
+from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
+from mmbivit.models.stage import StagedModule
+from mmbivit.registry import HOOKS, MODELS
+
+__all__ = ["DecoupledTrainingHook", "find_staged_backbone"]
+
+
+def find_staged_backbone(model: nn.Module) -> StagedModule:
+    """Return the one two-stage backbone of a model.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    found = [module for module in model.modules() if isinstance(module, StagedModule)]
+    if len(found) != 1:
+        raise ValueError(
+            f"two-stage training needs a model with exactly one backbone such as mmbivit.BinarySwinTransformer, "
+            f"{type(model).__name__} has {len(found)}"
+        )
+    return found[0]
+
+
+@HOOKS.register_module()
+class DecoupledTrainingHook(Hook):
+    """Trains a binary backbone in two stages: distil with float weights, then go fully binary with the SI branch.
+
+    Stage 1: binary activations, float weights, the SI branch idle; the block outputs of a float teacher are distilled
+    (Eq. 9) and logged as ``loss_distill``. Stage 2: binary weights, the SI branch active, task loss only; teacher and
+    distillation are gone. The stage follows from the current epoch or iteration alone, so a resumed run is in the
+    right one. A copy of the model kept by EMA is switched along.
+
+    Args:
+        switch_epoch: first epoch of stage 2, in ``[1, max_epochs)``; needs an epoch-based loop.
+        switch_iter: first iteration of stage 2, in ``[1, max_iters)``; for any loop. Give exactly one of the two.
+        teacher: config of the float backbone, with ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``;
+            its blocks must match the student's. ``None`` trains stage 1 without distillation.
+        distill_weight: factor of the distillation loss.
+        distill_loss: config of the loss, :class:`mmbivit.distill.BlockMSELoss` by default.
+        reset_lr: set the learning rates back to their initial values before the first iteration of stage 2.
+            Schedulers that begin at the switch start from there; MMEngine's multiply what they find.
+
+    Raises:
+        ValueError: from the constructor or before training, if a setting is impossible; it names the setting.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(
+        self,
+        switch_epoch: int | None = None,
+        switch_iter: int | None = None,
+        teacher: dict | None = None,
+        distill_weight: float = 1.0,
+        distill_loss: dict | None = None,
+        reset_lr: bool = False,
+    ):
+        if (switch_epoch is None) == (switch_iter is None):
+            raise ValueError("give exactly one of switch_epoch and switch_iter")
+        if distill_weight < 0:
+            raise ValueError(f"distill_weight={distill_weight}; allowed: 0 or more")
+        if teacher is not None and "init_cfg" not in teacher:
+            raise ValueError(
+                "teacher has no weights: give teacher.init_cfg=dict(type='Pretrained', checkpoint=FILE_OR_URL), "
+                "or teacher=None to train stage 1 without distillation"
+            )
+        self.switch_epoch = switch_epoch
+        self.switch_iter = switch_iter
+        self.teacher_cfg = copy.deepcopy(teacher)
+        self.distill_weight = distill_weight
+        self.distill_loss = MODELS.build(distill_loss) if distill_loss else BlockMSELoss()
+        self.reset_lr = reset_lr
+        self._distiller: BlockDistiller | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the settings, then bring model and distillation into the stage where training starts or resumes."""
+        self._check_switch(runner)
+        self._check_wrapper(runner)
+        self._enter_stage(runner, self._wanted_stage(runner))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Switch to stage 2 when its time has come."""
+        stage = self._wanted_stage(runner)
+        if stage != find_staged_backbone(_unwrapped(runner)).stage:
+            self._enter_stage(runner, stage)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Reset the learning rates after the last iteration of stage 1.
+
+        This runs before schedulers step and checkpoints are written, so a resumed run has the same rates.
+        """
+        if self.reset_lr and runner.iter + 1 == self._switch_iter(runner):
+            for group in runner.optim_wrapper.param_groups:
+                group["lr"] = group["initial_lr"]
+
+    def after_train(self, runner: Runner) -> None:
+        """Remove what distillation left on the model, if training ended in stage 1."""
+        self._stop_distillation()
+
+    def _switch_iter(self, runner: Runner) -> int:
+        if self.switch_iter is not None:
+            return self.switch_iter
+        return self.switch_epoch * len(runner.train_dataloader)
+
+    def _wanted_stage(self, runner: Runner) -> int:
+        return 1 if runner.iter < self._switch_iter(runner) else 2
+
+    def _check_switch(self, runner: Runner) -> None:
+        epoch_based = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if self.switch_epoch is not None and not epoch_based:
+            raise ValueError(
+                f"switch_epoch={self.switch_epoch} needs an epoch-based loop; "
+                f"with {type(runner.train_loop).__name__} give switch_iter"
+            )
+        name, value, end = (
+            ("switch_iter", self.switch_iter, runner.max_iters)
+            if self.switch_iter is not None
+            else ("switch_epoch", self.switch_epoch, runner.max_epochs)
+        )
+        if not 1 <= value < end:
+            raise ValueError(f"{name}={value} leaves one of the two stages empty; allowed: 1 to {end - 1}")
+
+    def _check_wrapper(self, runner: Runner) -> None:
+        if is_model_wrapper(runner.model) and not getattr(runner.model, "find_unused_parameters", False):
+            raise ValueError(
+                "in stage 1 the spatial interaction branch has no gradient: set find_unused_parameters=True in the "
+                f"config (the model is wrapped in {type(runner.model).__name__}, of which DDP is supported)"
+            )
+
+    def _enter_stage(self, runner: Runner, stage: int) -> None:
+        backbone = find_staged_backbone(_unwrapped(runner))
+        before = backbone.stage
+        binary_layers, branches = backbone.set_stage(stage)
+        for hook in runner.hooks:
+            if isinstance(ema_model := getattr(hook, "ema_model", None), nn.Module):
+                find_staged_backbone(ema_model).set_stage(stage)
+        teacher_freed = ""
+        if stage == 1:
+            self._start_distillation(runner, backbone)
+        elif self._distiller is not None:
+            self._stop_distillation()
+            teacher_freed = ", teacher freed"
+        if stage == 2 and before == 1:
+            MMLogger.get_current_instance().info(
+                f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
+                f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
+            )
+
+    def _start_distillation(self, runner: Runner, backbone: nn.Module) -> None:
+        self._stop_distillation()
+        if self.teacher_cfg is None:
+            return
+        teacher = _build_teacher(self.teacher_cfg).to(next(backbone.parameters()).device)
+        self._distiller = BlockDistiller(
+            _unwrapped(runner), backbone, teacher, self.distill_loss, self.distill_weight
+        )
+
+    def _stop_distillation(self) -> None:
+        if self._distiller is not None:
+            self._distiller.remove()
+            self._distiller = None
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _build_teacher(cfg: dict) -> nn.Module:
+    """Build the teacher and load its weights, through our own loader for any class of backbone."""
+    cfg = copy.deepcopy(cfg)
+    init_cfg = cfg.pop("init_cfg")
+    teacher = ROOT_MODELS.build(cfg)
+    checkpoint = load_checkpoint_file(init_cfg["checkpoint"])
+    missing, _ = load_pretrained(teacher, checkpoint, prefix=init_cfg.get("prefix"))
+    if missing := [key for key in missing if ".blocks." in key and not key.endswith("relative_position_index")]:
+        raise ValueError(
+            f"teacher.init_cfg.checkpoint={init_cfg['checkpoint']} lacks {len(missing)} tensors of the teacher's "
+            f"blocks, first {missing[0]}: is it a {cfg['type']} with the same arch?"
+        )
+    return teacher

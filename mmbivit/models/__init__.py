@@ -1,0 +1,21 @@
+"""Backbones with 1-bit weights and activations, registered in scope ``mmbivit``."""
+
+from .arch import ARCHITECTURES
+from .attention import WindowAttention
+from .checkpoint import load_checkpoint_file, load_pretrained
+from .layout import WindowLayout
+from .mlp import DualBranchMLP, SpatialInteraction
+from .stage import StagedModule
+from .swin import BinarySwinTransformer
+
+__all__ = [
+    "ARCHITECTURES",
+    "BinarySwinTransformer",
+    "DualBranchMLP",
+    "SpatialInteraction",
+    "StagedModule",
+    "WindowAttention",
+    "WindowLayout",
+    "load_checkpoint_file",
+    "load_pretrained",
+]

@@ -1,0 +1,92 @@
+"""Window attention, float or binary."""
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mmbivit.binary import Recipe
+
+__all__ = ["WindowAttention", "relative_position_index"]
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Return, for each query and key of a window, the row of the relative position bias table.
+
+    The offset ``(dy, dx)`` from key to query has row ``(dy + w - 1) * (2w - 1) + dx + w - 1``.
+
+    Returns:
+        Integer tensor ``(window_size**2, window_size**2)`` with values in ``[0, (2*window_size - 1)**2)``.
+    """
+    ys, xs = torch.meshgrid(torch.arange(window_size), torch.arange(window_size), indexing="ij")
+    ys, xs = ys.flatten(), xs.flatten()
+    offset_y = ys[:, None] - ys[None, :] + window_size - 1
+    offset_x = xs[:, None] - xs[None, :] + window_size - 1
+    return offset_y * (2 * window_size - 1) + offset_x
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows with a relative position bias (Swin; SI-BiViT 4.1).
+
+    Binary: queries, keys and values are signs with own thresholds (Eq. 3), scores ``q k^T / sqrt(d) + bias`` select
+    keys (:class:`mmbivit.binary.SoftmaxThreshold`), the selected values are averaged, and both projections are
+    binary linear layers.
+
+    Args:
+        embed_dims: channels ``C``, divisible by ``num_heads``.
+        num_heads: number of heads.
+        window_size: height and width of a window in tokens; ``N = window_size**2``.
+        recipe: which quantizers to build.
+        qkv_bias: add a bias to queries, keys and values.
+        qk_scale: factor of the scores, ``head_dim ** -0.5`` by default.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output.
+
+    Shape: ``(num_windows * B, N, C) -> (num_windows * B, N, C)``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int,
+        recipe: Recipe,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = qk_scale or (embed_dims // num_heads) ** -0.5
+        self.qkv = recipe.build_linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.qkv_quantizer = recipe.build_qkv_quantizer(3 * embed_dims)
+        self.attention = recipe.build_attention()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = recipe.build_linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def relative_position_bias(self) -> Tensor:
+        """Return the bias of each head, query and key, ``(num_heads, N, N)``."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend within each window.
+
+        Args:
+            x: windows ``(B * num_windows, N, C)``.
+            mask: True where a key is masked, ``(num_windows, N, N)``; the same for each image.
+        """
+        batch, tokens, channels = x.shape
+        qkv = self.qkv_quantizer(self.qkv(x))
+        query, key, value = qkv.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = (query * self.scale) @ key.transpose(-2, -1) + self.relative_position_bias()
+        if mask is not None:
+            windows = len(mask)
+            scores = scores.view(-1, windows, self.num_heads, tokens, tokens).masked_fill(mask[:, None], -torch.inf)
+            scores = scores.view(batch, self.num_heads, tokens, tokens)
+        weights = self.attn_drop(self.attention(scores))
+        x = (weights @ value).transpose(1, 2).reshape(batch, tokens, channels)
+        return self.proj_drop(self.proj(x))

@@ -1,0 +1,79 @@
+"""The dual branch: an MLP over channels beside a binary MLP over tokens (SI-BiViT 3.3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from mmbivit.binary import Recipe
+
+from .layout import WindowLayout, norm_tokens
+
+__all__ = ["DualBranchMLP", "SpatialInteraction"]
+
+
+class SpatialInteraction(nn.Module):
+    """Token mixing across the tokens of a window: ``alpha * SI(x^T)^T`` (SI-BiViT, Eq. 8, and supplement 3).
+
+    ``SI`` is a linear layer over tokens ``n -> n'``, an activation and a linear layer ``n' -> n``, shared by all
+    channels. ``alpha`` is the channel-wise balancing factor, 0 at the start, so that adding the branch changes nothing.
+
+    Args:
+        embed_dims: channels ``C``.
+        num_tokens: tokens ``n`` of a window.
+        ratio: ``n' / n``.
+        recipe: which quantizers to build.
+
+    Shape: ``(num_windows * B, n, C) -> (num_windows * B, n, C)``.
+    """
+
+    def __init__(self, embed_dims: int, num_tokens: int, ratio: float, recipe: Recipe):
+        super().__init__()
+        hidden = int(num_tokens * ratio)
+        if hidden < 1:
+            raise ValueError(f"spatial_interaction.ratio={ratio} leaves no hidden token of {num_tokens}")
+        self.norm = recipe.norm_layer(embed_dims)
+        self.fc1 = recipe.build_linear(num_tokens, hidden)
+        self.act = recipe.build_act(hidden)
+        self.fc2 = recipe.build_linear(hidden, num_tokens)
+        self.alpha = nn.Parameter(torch.zeros(embed_dims))
+        self.active = True
+
+    def forward(self, windows: Tensor) -> Tensor:
+        mixed = self.fc2(self.act(self.fc1(windows.transpose(1, 2))))
+        return self.alpha.to(mixed.dtype) * mixed.transpose(1, 2)
+
+
+class DualBranchMLP(nn.Module):
+    """``MLP(norm1(x)) + alpha * SI(norm2(x)^T)^T`` (SI-BiViT, Fig. 3 and supplement 3).
+
+    Args:
+        embed_dims: channels ``C``.
+        hidden_dims: hidden width of the MLP branch.
+        recipe: which quantizers, activation function and norm to build.
+        spatial_interaction: the token mixing branch, or ``None`` for a plain MLP.
+        drop: dropout rate after the activation function and of the output of the MLP branch.
+
+    Shape: ``(B, L, C) -> (B, L, C)``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        hidden_dims: int,
+        recipe: Recipe,
+        spatial_interaction: SpatialInteraction | None = None,
+        drop: float = 0.0,
+    ):
+        super().__init__()
+        self.norm = recipe.norm_layer(embed_dims)
+        self.fc1 = recipe.build_linear(embed_dims, hidden_dims)
+        self.act = recipe.build_act(hidden_dims)
+        self.fc2 = recipe.build_linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop)
+        self.si = spatial_interaction
+
+    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """Apply both branches; ``layout`` says which tokens the second one mixes."""
+        mlp = self.drop(self.fc2(self.drop(self.act(self.fc1(norm_tokens(self.norm, x))))))
+        if self.si is None or not self.si.active:
+            return mlp
+        return mlp + layout.merge(self.si(layout.split(norm_tokens(self.si.norm, x))))

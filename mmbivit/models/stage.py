@@ -1,0 +1,92 @@
+"""The two training stages of a binary backbone (SI-BiViT, Alg. 1)."""
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmbivit.binary import ActivationQuantizer, BinaryLinear
+
+from .mlp import SpatialInteraction
+
+__all__ = ["STAGE1_MODES", "StagedModule"]
+
+STAGE1_MODES = ("activations", "weights")
+
+
+class StagedModule(nn.Module):
+    """Mixin of backbones that are trained in two stages; ``stage`` is 1 or 2 and travels in every checkpoint.
+
+    | | stage 1 | stage 2 |
+    |---|---|---|
+    | activations | binary | binary |
+    | weights | float | binary |
+    | SI branch | idle | active |
+
+    With ``stage1='weights'`` it is the other way round in stage 1 (the baseline of SI-BiViT 4.1.3): binary weights,
+    float activations. A fresh model is in stage 2. The parameters of both stages exist from the start: optimizer,
+    EMA and checkpoints see one unchanging set of keys.
+    """
+
+    # An integer buffer is saved, loaded and broadcast like any other; the Python mirror spares a device sync.
+    _STAGE_KEY = "training_stage"
+
+    def _init_stage(self, stage1: str) -> None:
+        """Register the stage; call at the end of ``__init__``, when all layers exist."""
+        if stage1 not in STAGE1_MODES:
+            raise ValueError(f"stage1={stage1!r} is unknown; allowed: {', '.join(map(repr, STAGE1_MODES))}")
+        self.stage1 = stage1
+        self._stage = 2
+        self.register_buffer(self._STAGE_KEY, torch.tensor(2))
+        self.register_load_state_dict_post_hook(_refresh_stage)
+
+    @property
+    def stage(self) -> int:
+        """The training stage, 1 or 2."""
+        return self._stage
+
+    def set_stage(self, stage: int) -> tuple[int, int]:
+        """Switch quantizers and SI branches to a stage; calling it again changes nothing.
+
+        Args:
+            stage: 1 or 2.
+
+        Returns:
+            How many binary linear layers have binary weights now, and how many SI branches are active.
+
+        Raises:
+            ValueError: for any other stage.
+        """
+        if stage not in (1, 2):
+            raise ValueError(f"stage={stage!r} is unknown; allowed: 1, 2")
+        binarize_weight = stage == 2 or self.stage1 == "weights"
+        binarize_activation = stage == 2 or self.stage1 == "activations"
+        binary_layers = active_branches = 0
+        for module in self.modules():
+            if isinstance(module, BinaryLinear):
+                module.binarize_weight = binarize_weight
+                binary_layers += binarize_weight
+            elif isinstance(module, ActivationQuantizer):
+                module.binarize = binarize_activation
+            elif isinstance(module, SpatialInteraction):
+                module.active = stage == 2
+                active_branches += stage == 2
+        self._stage = stage
+        self._stage_tensor().fill_(stage)
+        return binary_layers, active_branches
+
+    def _stage_tensor(self) -> Tensor:
+        return getattr(self, self._STAGE_KEY)
+
+
+def _refresh_stage(module: StagedModule, incompatible_keys) -> None:
+    """Take the stage over from a checkpoint that was just loaded."""
+    stage = int(module._stage_tensor())
+    if stage == 1 != module.stage:
+        float_part = "weights" if module.stage1 == "activations" else "activations"
+        print_log(
+            f"This {type(module).__name__} comes from training stage 1: its {float_part} are still float and its "
+            "spatial interaction is idle. Train on to stage 2 for the 1-bit network.",
+            logger="current",
+            level=30,
+        )
+    module.set_stage(stage)

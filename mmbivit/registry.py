@@ -1,0 +1,18 @@
+"""Child registries of MMEngine's roots, scope ``mmbivit``.
+
+``type='mmbivit.X'`` works in any MM config without ``custom_imports``: MMEngine imports this module by its scope
+name and then the ``locations`` on the first look-up. It stays trivial, because import errors here are swallowed.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmbivit", locations=["mmbivit.models", "mmbivit.distill"])
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmbivit", locations=["mmbivit.engine"])
+DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="mmbivit", locations=["mmbivit.datasets"])
+TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope="mmbivit", locations=["mmbivit.datasets"])
+METRICS = Registry("metric", parent=MMENGINE_METRICS, scope="mmbivit", locations=["mmbivit.evaluation"])
