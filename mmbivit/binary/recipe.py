@@ -76,7 +76,9 @@ _LINEAR = {"binary": BinaryLinear, "float": nn.Linear}
 
 RECIPES: dict[str, Recipe] = {
     "sibivit": Recipe(),
-    "float": Recipe(linear="float", qkv="float", attention="softmax", act="gelu", norm="ln", downsample="float", mask_padding=False),
+    "float": Recipe(
+        linear="float", qkv="float", attention="softmax", act="gelu", norm="ln", downsample="float", mask_padding=False
+    ),
 }
 
 

@@ -32,7 +32,8 @@ class BlockDistiller:
             for name, block in backbone_blocks(student).items()
             if any(parameter.requires_grad for parameter in block.parameters())
         }
-        teacher = teacher.eval().requires_grad_(False)
+        teacher.eval()  # not chained: mmdet's Swin returns None
+        teacher.requires_grad_(False)
         teacher_blocks = backbone_blocks(teacher)
         student_recorder = FeatureRecorder(blocks)
         teacher_recorder = FeatureRecorder({name: teacher_blocks[name] for name in blocks})

@@ -12,7 +12,7 @@ from torch import nn
 from mmbivit.distill import BlockDistiller, BlockMSELoss
 from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.stage import StagedModule
-from mmbivit.registry import HOOKS, MODELS
+from mmbivit.registry import HOOKS
 
 __all__ = ["DecoupledTrainingHook", "find_staged_backbone"]
 
@@ -79,7 +79,7 @@ class DecoupledTrainingHook(Hook):
         self.switch_iter = switch_iter
         self.teacher_cfg = copy.deepcopy(teacher)
         self.distill_weight = distill_weight
-        self.distill_loss = MODELS.build(distill_loss) if distill_loss else BlockMSELoss()
+        self.distill_loss = ROOT_MODELS.build(distill_loss) if distill_loss else BlockMSELoss()
         self.reset_lr = reset_lr
         self._distiller: BlockDistiller | None = None
 
@@ -151,6 +151,9 @@ class DecoupledTrainingHook(Hook):
         elif self._distiller is not None:
             self._stop_distillation()
             teacher_freed = ", teacher freed"
+        if stage == 2:
+            # MMEngine would go on logging the last value, also after a resume.
+            runner.message_hub.log_scalars.pop("train/loss_distill", None)
         if stage == 2 and before == 1:
             MMLogger.get_current_instance().info(
                 f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
@@ -162,9 +165,7 @@ class DecoupledTrainingHook(Hook):
         if self.teacher_cfg is None:
             return
         teacher = _build_teacher(self.teacher_cfg).to(next(backbone.parameters()).device)
-        self._distiller = BlockDistiller(
-            _unwrapped(runner), backbone, teacher, self.distill_loss, self.distill_weight
-        )
+        self._distiller = BlockDistiller(_unwrapped(runner), backbone, teacher, self.distill_loss, self.distill_weight)
 
     def _stop_distillation(self) -> None:
         if self._distiller is not None:

@@ -6,6 +6,7 @@ and ``init_cfg`` all accept float Swin weights of any of the three, for float an
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -32,11 +33,26 @@ _BINARY_ONLY = re.compile(r"_quantizer\.|\.act\.|\.si\.|\.running_(mean|var)$|\.
 _FOREIGN = re.compile(r"^layers\.|^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.|\.blocks\.\d+\.norm2\.")
 
 
+def _history_method(owner: type, name: str) -> Callable:
+    """Stand in for ``getattr``, by which MMEngine's log history refers to its own statistics."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed")
+    return getattr(owner, name)
+
+
 def safe_globals() -> list[Any]:
     """Return what MMEngine's own checkpoints hold beside tensors; none of it runs code when it is loaded."""
     scalars = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
     reconstruct = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    return [HistoryBuffer, np.ndarray, np.dtype, reconstruct._reconstruct, reconstruct.scalar, *scalars]
+    return [
+        (_history_method, "builtins.getattr"),
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        reconstruct._reconstruct,
+        reconstruct.scalar,
+        *scalars,
+    ]
 
 
 def checkpoint_path(file: str) -> Path:

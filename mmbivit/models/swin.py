@@ -23,6 +23,7 @@ from .stage import StagedModule
 
 __all__ = ["BinarySwinTransformer", "PatchEmbed", "PatchMerging", "SwinBlock", "SwinStage"]
 
+
 class PatchEmbed(nn.Module):
     """Cut an image into patches and project each to a token; float in every recipe (SI-BiViT 4.1.1).
 

@@ -1,0 +1,54 @@
+"""Recipes: names, changes and errors."""
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from mmbivit.binary import RECIPES, BinaryLinear, Recipe, RPReLU, get_recipe
+
+
+def test_recipes_build_what_they_name():
+    binary, full = get_recipe("sibivit"), get_recipe("float")
+    assert isinstance(binary.build_linear(4, 4), BinaryLinear)
+    assert type(full.build_linear(4, 4)) is nn.Linear
+    assert isinstance(binary.build_act(4), RPReLU) and isinstance(full.build_act(4), nn.GELU)
+    assert isinstance(binary.norm_layer(4), nn.BatchNorm1d) and isinstance(full.norm_layer(4), nn.LayerNorm)
+    assert binary.build_downsample(8, 4).bias is None
+
+
+def test_a_recipe_can_be_changed():
+    recipe = get_recipe(dict(base="sibivit", norm="ln"))
+    assert recipe.norm == "ln" and recipe.linear == "binary"
+    assert get_recipe(recipe) is recipe
+    assert get_recipe(dict(downsample="float")).downsample == "float"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("sibvit", "recipe='sibvit' is unknown; allowed: 'sibivit', 'float'"),
+        (dict(base="x"), "recipe='x' is unknown"),
+        (dict(normm="ln"), "recipe has no field 'normm'; allowed: 'base', 'linear'"),
+        (dict(norm="gn"), "recipe.norm='gn' is unknown; allowed: 'bn', 'ln'"),
+        (dict(mask_padding=3), "recipe.mask_padding=3 is unknown; allowed: True, False"),
+    ],
+)
+def test_unknown_recipes_name_the_key_and_what_is_allowed(recipe, message):
+    with pytest.raises(ValueError) as error:
+        get_recipe(recipe)
+    assert message in str(error.value)
+
+
+def test_every_named_recipe_is_a_recipe():
+    assert all(isinstance(recipe, Recipe) for recipe in RECIPES.values())
+
+
+def test_binary_imports_only_torch():
+    code = (
+        "import sys, mmbivit.binary; "
+        "print([m for m in ('mmengine', 'mmcv', 'mmdet', 'timm', 'torchvision', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

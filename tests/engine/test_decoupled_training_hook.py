@@ -1,0 +1,397 @@
+"""The two stages in real Runners: the six decisions of the training design, each with its test."""
+
+import gc
+import json
+import logging
+import subprocess
+import sys
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.engine import DecoupledTrainingHook
+from mmbivit.models import BinarySwinTransformer
+
+from .toy import ARCH, ToyModel, make_runner, save_teacher, teacher_cfg
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    save_teacher(tmp_path / "teacher.pth")
+    return teacher_cfg(tmp_path / "teacher.pth")
+
+
+class Watch(Hook):
+    """Notes the stage, the learning rate and which losses were computed in each iteration."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.rows = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        optimized = runner.optim_wrapper.optimizer.state
+        self.rows.append(
+            dict(
+                iter=runner.iter,
+                stage=model.backbone.stage,
+                losses=sorted(outputs),
+                si_optimized=sum(".si." in n and p in optimized for n, p in model.named_parameters()),
+                hooks=len(model._forward_hooks) + len(model._forward_pre_hooks),
+            )
+        )
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_both_stages(tmp_path, teacher, by_epoch):
+    watch = Watch()
+    switch, length = (dict(switch_epoch=1), 2) if by_epoch else (dict(switch_iter=4), 8)
+    model = ToyModel()
+    keys = list(model.state_dict())
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    runner = make_runner(
+        tmp_path / "run", dict(teacher=teacher, **switch), model=model, by_epoch=by_epoch, length=length, hooks=[watch]
+    )
+    runner.train()
+
+    assert [row["stage"] for row in watch.rows] == [1] * 4 + [2] * 4
+    assert [row["losses"] for row in watch.rows] == [["loss", "loss_distill", "loss_task"]] * 4 + [
+        ["loss", "loss_task"]
+    ] * 4
+    assert [row["hooks"] > 0 for row in watch.rows] == [True] * 4 + [False] * 4
+    # Decision 1: idle SI parameters are not optimized, and the set of keys never changes.
+    branch = sum(".si." in name for name in start)
+    assert [row["si_optimized"] for row in watch.rows] == [0] * 4 + [branch] * 4
+    assert list(model.state_dict()) == keys
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    assert {name for name in start if ".si." in name} <= moved
+    # Decision 4: the log has loss_distill in stage 1 only; no teacher in the checkpoint.
+    log = [json.loads(line) for line in next((tmp_path / "run").glob("*/vis_data/*.json")).read_text().splitlines()]
+    assert ["loss_distill" in line for line in log if "loss" in line] == [True] * 4 + [False] * 4
+    last = sorted((tmp_path / "run").glob("*.pth"))[-1]
+    assert list(torch.load(last, weights_only=False)["state_dict"]) == keys
+
+
+def test_the_switch_is_one_readable_line(tmp_path, teacher, caplog):
+    runner = make_runner(tmp_path / "run", dict(switch_epoch=1, teacher=teacher), length=2)
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    runner.logger.addHandler(handler)
+    runner.train()
+    # 3 blocks of 6 binary layers and one patch merging
+    assert [message for message in messages if message.startswith("Stage 2")] == [
+        "Stage 2 from iteration 4 (epoch 2): 19 layers have binary weights now, 3 spatial interaction branches woke "
+        "up, teacher freed."
+    ]
+
+
+def test_optimizer_keeps_si_parameters_with_paramwise_cfg(tmp_path):
+    """Decision 1: they are in the optimizer from the start, without state until the switch."""
+    runner = make_runner(
+        tmp_path / "run",
+        dict(switch_epoch=1),
+        length=2,
+        optim=dict(paramwise_cfg=dict(custom_keys={".si.": dict(lr_mult=0.5)})),
+    )
+    names = {id(p): name for name, p in runner.model.named_parameters()}
+    states = []
+
+    class States(Hook):
+        def after_train_epoch(self, runner):
+            optimizer = runner.optim_wrapper.optimizer
+            inside = {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+            states.append((inside, {names[id(p)] for p in optimizer.state}))
+
+    runner.register_hook(States())
+    runner.train()
+    branch = {name for name in names.values() if ".si." in name}
+    assert all(inside == set(names.values()) for inside, _ in states)
+    assert not branch & states[0][1] and branch <= states[1][1]
+
+
+@pytest.mark.parametrize("update_buffers", [True, False])
+def test_ema_copy_follows_the_stage(tmp_path, teacher, update_buffers):
+    """Decision 2: EMA does not average integers, so the hook switches the copy too."""
+    seen = []
+
+    class Stages(Hook):
+        def after_train_epoch(self, runner):
+            ema = next(hook.ema_model for hook in runner.hooks if hasattr(hook, "ema_model")).module
+            seen.append((ema.backbone.stage, int(ema.backbone.training_stage), len(ema._forward_hooks)))
+            assert not any("teacher" in key for key in ema.state_dict())
+
+    ema = dict(type="EMAHook", update_buffers=update_buffers, momentum=0.1)
+    runner = make_runner(tmp_path / "run", dict(switch_epoch=1, teacher=teacher), length=2, hooks=[ema, Stages()])
+    runner.train()
+    assert seen == [(1, 1, 0), (2, 2, 0)]
+    saved = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=False)
+    assert int(saved["state_dict"]["backbone.training_stage"]) == 2
+    assert int(saved["ema_state_dict"]["module.backbone.training_stage"]) == 2
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+@pytest.mark.parametrize("ema", [False, True])
+def test_resume_before_at_and_after_the_switch_equals_no_interruption(tmp_path, teacher, by_epoch, ema):
+    """Decision 3: the stage follows from the iteration alone."""
+    switch, length = (dict(switch_epoch=2), 4) if by_epoch else (dict(switch_iter=3), 6)
+    hook = dict(teacher=teacher, reset_lr=True, **switch)
+    end = dict(by_epoch=by_epoch, begin=0, end=length // 2)
+    late = dict(by_epoch=by_epoch, begin=length // 2, end=length)
+    kwargs = dict(
+        by_epoch=by_epoch,
+        length=length,
+        param_scheduler=[
+            dict(type="CosineAnnealingLR", eta_min_ratio=0.3, **end),
+            dict(type="CosineAnnealingLR", **late),
+        ],
+        hooks=[dict(type="EMAHook", momentum=0.1)] if ema else [],
+    )
+    whole = make_runner(tmp_path / "whole", hook, **kwargs)
+    whole.train()
+    prefix = "epoch" if by_epoch else "iter"
+    for point in range(1, length):
+        resumed = make_runner(
+            tmp_path / f"resumed{point}",
+            hook,
+            **kwargs,
+            load_from=str(tmp_path / "whole" / f"{prefix}_{point}.pth"),
+            resume=True,
+        )
+        resumed.train()
+        assert resumed.model.backbone.stage == 2
+        for (name, expected), actual in zip(
+            whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+        ):
+            assert torch.equal(actual, expected), f"{name} after resuming from {prefix} {point}"
+        rates = [[group["lr"] for group in runner.optim_wrapper.param_groups] for runner in (whole, resumed)]
+        assert rates[0] == rates[1]
+
+
+def test_teacher_is_freed_at_the_switch_and_its_forward_stops(tmp_path, teacher, monkeypatch):
+    calls, references = [], []
+    original = DecoupledTrainingHook._start_distillation
+
+    def start(self, runner, backbone):
+        original(self, runner, backbone)
+        # The teacher is reachable only through what distillation registered.
+        found = [o for o in gc.get_objects() if isinstance(o, BinarySwinTransformer) and o is not backbone]
+        found = [
+            o
+            for o in found
+            if not any(p.requires_grad for p in o.parameters()) and o.patch_embed.proj.out_channels == 8
+        ]
+        assert len(found) == 1 and not found[0].training
+        found[0].register_forward_hook(lambda *_: calls.append(runner.iter))
+        references.append(weakref.ref(found[0]))
+
+    monkeypatch.setattr(DecoupledTrainingHook, "_start_distillation", start)
+    gc.collect()
+    make_runner(tmp_path / "run", dict(switch_epoch=1, teacher=teacher), length=2).train()
+    gc.collect()
+    assert calls == [0, 1, 2, 3]
+    assert references[0]() is None
+
+
+def test_distillation_loss_is_equation_9_and_enters_the_gradient():
+    """Decision 4, by hand: mean over blocks of the mean squared difference, times the weight."""
+    model = ToyModel().train()
+    model.backbone.set_stage(1)
+    teacher = BinarySwinTransformer(arch=ARCH, recipe="float", out_indices=(1,))
+    images, targets = torch.randn(2, 3, 32, 32), torch.zeros(2)
+    outputs = {}
+    teacher.eval()
+    for name, backbone in (("student", model.backbone), ("teacher", teacher)):
+        outputs[name] = []
+        handles = [
+            block.register_forward_hook(lambda m, a, out, name=name: outputs[name].append(out))
+            for stage in backbone.stages
+            for block in stage.blocks
+        ]
+        backbone(images)
+        for handle in handles:
+            handle.remove()
+    terms = [(s - t).square().mean() for s, t in zip(outputs["student"], outputs["teacher"], strict=True)]
+    expected = 0.5 * sum(terms) / 3
+    normalized = sum(t / o.var() for t, o in zip(terms, outputs["teacher"], strict=True)) / 3
+
+    for loss, value in ((BlockMSELoss(), expected), (BlockMSELoss(normalize=True), 0.5 * normalized)):
+        distiller = BlockDistiller(model, model.backbone, teacher, loss, weight=0.5)
+        losses = model(images, targets, mode="loss")
+        torch.testing.assert_close(losses["loss_distill"], value)
+        model.zero_grad()
+        losses["loss_distill"].backward()
+        assert model.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+        assert set(model(images, mode="tensor").shape) == {2}
+        distiller.remove()
+        assert "loss_distill" not in model(images, targets, mode="loss")
+        assert not any(module._forward_hooks for module in [*model.modules(), *teacher.modules()])
+
+
+class CpuAutocastOptimWrapper(OptimWrapper):
+    """What AmpOptimWrapper does on a GPU; MMEngine's own refuses to run on the CPU."""
+
+    @contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+
+@pytest.mark.parametrize(
+    "optim", [dict(type=CpuAutocastOptimWrapper), dict(accumulative_counts=3)], ids=["autocast", "accumulation"]
+)
+def test_autocast_and_accumulation_reach_the_distillation_term(tmp_path, teacher, optim):
+    watch = Watch()
+    seen = []
+
+    class Dtypes(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if not seen:
+                block = runner.model.backbone.stages[0].blocks[0].mlp.fc1
+                block.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
+
+    runner = make_runner(
+        tmp_path / "run", dict(switch_epoch=1, teacher=teacher), length=2, optim=optim, hooks=[watch, Dtypes()]
+    )
+    runner.train()
+    assert seen[0] == (torch.bfloat16 if "type" in optim else torch.float32)
+    assert [("loss_distill" in row["losses"]) for row in watch.rows] == [True] * 4 + [False] * 4
+    assert all(torch.isfinite(p).all() for p in runner.model.parameters())
+
+
+def test_checkpointed_blocks_can_be_distilled_and_equal_plain_ones(tmp_path, teacher):
+    """Decision 5: non-reentrant checkpointing keeps the gradient of captured features."""
+    states = []
+    for with_cp in (False, True):
+        model = ToyModel(with_cp=with_cp)
+        make_runner(tmp_path / str(with_cp), dict(switch_epoch=1, teacher=teacher), model=model, length=2).train()
+        states.append(model.state_dict())
+    for name, expected in states[0].items():
+        torch.testing.assert_close(states[1][name], expected, msg=name)
+
+
+def test_a_feature_without_gradient_is_refused(monkeypatch):
+    """Decision 5: what reentrant checkpointing would do."""
+    model = ToyModel().train()
+    model.backbone.set_stage(1)
+    teacher = BinarySwinTransformer(arch=ARCH, recipe="float", out_indices=(1,))
+    block = model.backbone.stages[0].blocks[1]
+    forward = block._forward
+    monkeypatch.setattr(block, "_forward", lambda *args: forward(*args).detach())
+    BlockDistiller(model, model.backbone, teacher, BlockMSELoss(), weight=1.0)
+    with pytest.raises(RuntimeError, match=r"output of stages\.0\.blocks\.1 has no gradient"):
+        model(torch.randn(1, 3, 32, 32), torch.zeros(1), mode="loss")
+
+
+def test_frozen_blocks_are_not_distilled(tmp_path, teacher):
+    model = ToyModel(frozen_stages=1)
+    watch = Watch()
+    make_runner(tmp_path / "run", dict(switch_epoch=1, teacher=teacher), model=model, length=2, hooks=[watch]).train()
+    assert "loss_distill" in watch.rows[0]["losses"]
+
+
+def test_reset_lr_restarts_the_cosine(tmp_path, teacher):
+    """Decision 6: rates of both stages, by the closed form of the two cosines."""
+    rates = []
+
+    class Rates(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            rates.append(runner.optim_wrapper.param_groups[0]["lr"])
+
+    scheduler = [
+        dict(type="CosineAnnealingLR", eta_min_ratio=0.3, by_epoch=False, begin=0, end=4),
+        dict(type="CosineAnnealingLR", eta_min_ratio=0.0, by_epoch=False, begin=4, end=8),
+    ]
+    hook = dict(switch_iter=4, reset_lr=True)
+    make_runner(tmp_path / "run", hook, by_epoch=False, length=8, hooks=[Rates()], param_scheduler=scheduler).train()
+    cosine = [(1 + torch.cos(torch.tensor(torch.pi * i / 4)).item()) / 2 for i in range(4)]
+    expected = [1e-2 * (0.3 + 0.7 * c) for c in cosine] + [1e-2 * c for c in cosine]
+    assert rates == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hook", "by_epoch", "message"),
+    [
+        (dict(), True, "give exactly one of switch_epoch and switch_iter"),
+        (dict(switch_epoch=1, switch_iter=1), True, "give exactly one of"),
+        (dict(switch_epoch=2), True, "switch_epoch=2 leaves one of the two stages empty; allowed: 1 to 1"),
+        (dict(switch_epoch=0), True, "switch_epoch=0 leaves one"),
+        (dict(switch_iter=8), True, "switch_iter=8 leaves one of the two stages empty; allowed: 1 to 7"),
+        (dict(switch_epoch=1), False, "needs an epoch-based loop; with IterBasedTrainLoop give switch_iter"),
+        (dict(switch_epoch=1, distill_weight=-1), True, "distill_weight=-1; allowed: 0 or more"),
+        (dict(switch_epoch=1, teacher=dict(type="mmdet.SwinTransformer")), True, "teacher has no weights"),
+    ],
+)
+def test_impossible_settings_are_refused_before_training(tmp_path, hook, by_epoch, message):
+    with pytest.raises(ValueError) as error:
+        make_runner(tmp_path / "run", hook, by_epoch=by_epoch, length=2).train()
+    assert message in str(error.value)
+
+
+def test_a_teacher_that_does_not_match_is_refused(tmp_path):
+    other = dict(ARCH, depths=(2, 2))
+    save_teacher(tmp_path / "teacher.pth", other)
+    cfg = teacher_cfg(tmp_path / "teacher.pth", arch=other)
+    with pytest.raises(
+        ValueError, match=r"teacher's blocks do not match the student's in 1 places, first stages\.1\.blocks\.1"
+    ):
+        make_runner(tmp_path / "run", dict(switch_epoch=1, teacher=cfg), length=2).train()
+
+
+def test_a_teacher_checkpoint_of_another_arch_is_refused(tmp_path):
+    save_teacher(tmp_path / "teacher.pth", dict(ARCH, embed_dims=16))
+    with pytest.raises(ValueError, match=r"checkpoint is of another arch: patch_embed\.proj\.weight has shape"):
+        make_runner(
+            tmp_path / "run", dict(switch_epoch=1, teacher=teacher_cfg(tmp_path / "teacher.pth")), length=2
+        ).train()
+
+
+def test_mmdet_swin_can_be_the_teacher(tmp_path):
+    from mmdet.models.backbones import SwinTransformer
+
+    teacher = SwinTransformer(**ARCH, strides=(4, 2), out_indices=(1,))
+    torch.save(dict(state_dict={f"backbone.{k}": v for k, v in teacher.state_dict().items()}), tmp_path / "mmdet.pth")
+    cfg = dict(
+        type="mmdet.SwinTransformer",
+        strides=(4, 2),
+        out_indices=(1,),
+        init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "mmdet.pth"), prefix="backbone."),
+        **ARCH,
+    )
+    watch = Watch()
+    make_runner(tmp_path / "run", dict(switch_epoch=1, teacher=cfg), length=2, hooks=[watch]).train()
+    assert "loss_distill" in watch.rows[0]["losses"]
+
+
+def test_a_model_without_a_two_stage_backbone_is_refused(tmp_path):
+    model = ToyModel()
+    model.backbone = nn.Identity()
+    with pytest.raises(ValueError, match="exactly one backbone such as mmbivit.BinarySwinTransformer, ToyModel has 0"):
+        make_runner(tmp_path / "run", dict(switch_epoch=1), model=model, length=2).train()
+
+
+@pytest.mark.slow
+def test_two_gloo_ranks_stay_equal_through_the_switch(tmp_path):
+    save_teacher(tmp_path / "teacher.pth")
+    script = Path(__file__).with_name("train_two_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
+    assert ranks[0]["stages"] == ranks[1]["stages"] == [1] * 4 + [2] * 4
+    assert len(ranks[0]["after"]) == len(list(ToyModel().parameters()))
+    for when in ("before", "after"):
+        for name, value in ranks[0][when].items():
+            assert torch.equal(value, ranks[1][when][name]), f"{name} {when} the switch"
+    moved = [name for name, value in ranks[0]["after"].items() if not torch.equal(value, ranks[0]["before"][name])]
+    assert any(".si." in name for name in moved)
+    assert "set find_unused_parameters=True" in (tmp_path / "refused").read_text()
