@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mmbivit.datasets.digit_scenes import DIGIT_CLASSES, LAYOUTS, SPLITS, DigitScenes, draw_scenes, make_digit_scenes
+from mmbivit.datasets.digit_scenes import DIGIT_CLASSES, LAYOUTS, SPLITS, DigitScenes, make_digit_scenes
+from mmbivit.datasets.scene_drawing import draw_scenes
 
 
 def parse_args() -> argparse.Namespace:

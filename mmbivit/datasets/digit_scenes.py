@@ -13,26 +13,21 @@ A mirrored 2 is not a 2: leave ``RandomFlip`` out of the training pipeline if th
 
 from __future__ import annotations
 
-import colorsys
 import json
-import math
 import os
 import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .scene_rendering import make_scene
 
 DIGIT_CLASSES = tuple("0123456789")
 """Class names of the ``digit_scenes`` layout; use them as ``metainfo=dict(classes=DIGIT_CLASSES)``."""
@@ -54,40 +49,11 @@ MARKER = "digit_scenes.json"
 GENERATOR_VERSION = 1  # raise it when the same options would give other scenes
 PACKAGES = ("numpy", "pillow", "pycocotools", "scikit-image", "scikit-learn", "scipy")
 
-# Only files that are inside the wheels: skimage.data and fetch_* would download the others.
-PHOTOS = {
-    "train": (
-        "skimage/data/astronaut.png",
-        "skimage/data/brick.png",
-        "skimage/data/camera.png",
-        "skimage/data/coffee.png",
-        "skimage/data/grass.png",
-        "skimage/data/hubble_deep_field.jpg",
-        "skimage/data/rocket.jpg",
-        "sklearn/datasets/images/china.jpg",
-    ),
-    "val": (
-        "skimage/data/chelsea.png",
-        "skimage/data/coins.png",
-        "skimage/data/gravel.png",
-        "sklearn/datasets/images/flower.jpg",
-    ),
-}
 CREDITS = (
     "Digits: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI (CC BY 4.0), from scikit-learn. "
     "Photos: china.jpg by danielbuechele and flower.jpg by vultilion (both Flickr, CC BY 2.0), from scikit-learn; "
     "the others are CC0 or without known copyright restrictions, from scikit-image."
 )
-# One cut, not a shuffle: neighbouring samples are often by one hand, and a shuffle would put it on both sides.
-TRAIN_DIGITS = 1397
-
-INK_THRESHOLD = 0.45  # of full ink: thinner strokes break up, thicker ones close the loops of 6, 8 and 9
-MIN_HEIGHT, MAX_HEIGHT = 18 / 112, 48 / 112  # height of a digit, relative to the shorter side of the scene
-MIN_CONTRAST = 100.0  # of 255, between the luminance of the ink and of what is around it
-MIN_VISIBLE = 0.75  # of a digit's own mask, after later digits have covered it
-MAX_TRIES = 20
-LUMINANCE = np.array([0.299, 0.587, 0.114])
-PALETTE = "#e6194b #3cb44b #ffe119 #4363d8 #f58231 #911eb4 #42d4f4 #f032e6 #bfef45 #9a6324".split()
 
 # COCO's 80 names in the order of their official ids, and the ids between 1 and 90 that COCO does not use.
 COCO_NAMES = (
@@ -204,90 +170,7 @@ def make_digit_scenes(
     return DigitScenes.load(out)
 
 
-def draw_scenes(root: str | os.PathLike, split: str = "val", count: int = 12, columns: int = 4) -> Figure:
-    """Draw the first ``count`` scenes of a split with their masks, boxes and labels.
-
-    Args:
-        root: A folder made by :func:`make_digit_scenes`, in either layout.
-        split: ``'train'`` or ``'val'``.
-        count: Number of scenes; fewer are drawn if there are not that many.
-        columns: Scenes per row.
-
-    Returns:
-        The figure; ``figure.savefig(path)`` writes it.
-
-    Raises:
-        ValueError: ``split`` is unknown, or ``count`` or ``columns`` is below 1.
-        FileNotFoundError: ``root`` is not a digit scenes folder.
-    """
-    from matplotlib.figure import Figure
-
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    for name, value in (("count", count), ("columns", columns)):
-        _check_integer(name, value, minimum=1)
-    scenes = DigitScenes.load(root)
-    content = json.loads(scenes.ann_file(split).read_text())
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    images = content["images"][:count]
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    # In inches. At matplotlib's 100 dots per inch a scene of 112 pixels is drawn at exactly twice its size.
-    width, gap = 2.24, 0.05
-    height = width * scenes.options["size"][0] / scenes.options["size"][1]
-    full_width, full_height = columns * (width + gap) + gap, rows * (height + gap) + gap
-    figure = Figure(figsize=(full_width, full_height), dpi=100)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        left, bottom = gap + column * (width + gap), full_height - (row + 1) * (height + gap)
-        box = (left / full_width, bottom / full_height, width / full_width, height / full_height)
-        axes = figure.add_axes(box)
-        axes.axis("off")
-        with Image.open(scenes.image_dir(split) / image["file_name"]) as pixels:
-            axes.imshow(np.asarray(pixels), interpolation="nearest")
-        for annotation in content["annotations"]:
-            if annotation["image_id"] == image["id"]:
-                _draw_instance(axes, annotation, names[annotation["category_id"]])
-    return figure
-
-
-def _draw_instance(axes: Axes, annotation: dict, name: str) -> None:
-    """Outline and tint one mask, draw its box and write its class on the box."""
-    from matplotlib.colors import to_rgb
-    from matplotlib.patches import Rectangle
-
-    color = to_rgb(PALETTE[annotation["category_id"] - 1])
-    mask = mask_utils.decode(annotation["segmentation"]).astype(bool)
-    tint = np.zeros((*mask.shape, 4))
-    tint[mask] = (*color, 0.2)
-    axes.imshow(tint, interpolation="nearest")
-    padded = np.pad(mask, 1)  # closes the outline of a mask at the border of the scene
-    grid_x, grid_y = np.arange(padded.shape[1]) - 1, np.arange(padded.shape[0]) - 1
-    axes.contour(grid_x, grid_y, padded, levels=[0.5], colors=[color], linewidths=1.2)
-    x, y, width, height = annotation["bbox"]
-    axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=color, linewidth=1.2))
-    tag = {"facecolor": color, "edgecolor": "none", "boxstyle": "square,pad=0.12"}
-    # Inside the box where there is no room above it: the tag must not leave the scene.
-    above = y > 0.1 * mask.shape[0]
-    position = (x - 0.5, y - 0.5)
-    axes.annotate(
-        name,
-        position,
-        xytext=(1.2, 1.8 if above else -1.8),
-        textcoords="offset points",
-        va="bottom" if above else "top",
-        color="black" if LUMINANCE @ color > 0.5 else "white",
-        fontsize=9 if len(name) == 1 else 6,
-        fontweight="bold",
-        bbox=tag,
-    )
-    axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
-
-
-# Options and folders
-
-
-def _check_integer(name: str, value: Any, minimum: int) -> None:
+def check_integer(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
@@ -300,12 +183,12 @@ def _check_options(train: int, val: int, size: Any, max_digits: int, seed: int, 
         ("max_digits", max_digits, 1),
         ("seed", seed, 0),
     ):
-        _check_integer(name, value, minimum)
+        check_integer(name, value, minimum)
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, (tuple, list)) else []
     if len(sides) != 2:
         raise ValueError(f"size must be one number or a (height, width) pair, got {size!r}")
     for name, side in zip(("height", "width"), sides, strict=True):
-        _check_integer(f"size: the {name}", side, minimum=32)
+        check_integer(f"size: the {name}", side, minimum=32)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return {
@@ -399,148 +282,6 @@ def _install(work: Path, out: Path) -> None:
         shutil.rmtree(old)
 
 
-# Scenes
-
-
-@cache
-def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Ink ``(1797, 8, 8)`` in [0, 1] and classes ``(1797,)``."""
-    _require_demo_packages()
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return digits.images / 16.0, digits.target
-
-
-@cache
-def _load_photo(name: str) -> Image.Image:
-    package, path = name.split("/", 1)
-    _require_demo_packages()
-    file = resources.files(package) / path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{name} is not in the installed {package} package; reinstall it, for example with "
-            "`pip install --force-reinstall scikit-image scikit-learn`."
-        )
-    with file.open("rb") as stream:
-        return Image.open(stream).convert("RGB")
-
-
-def _require_demo_packages() -> None:
-    try:
-        import skimage  # noqa: F401
-        import sklearn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"Digit scenes need scikit-learn and scikit-image, {error.name} is missing: pip install 'mmbivit[demo]'",
-            name=error.name,
-        ) from error
-
-
-def _digit_indices(split: str, digit: int) -> np.ndarray:
-    """Indices of the samples of one class that belong to ``split``."""
-    targets = _load_digits()[1]
-    in_train = np.arange(len(targets)) < TRAIN_DIGITS
-    return np.flatnonzero((targets == digit) & (in_train == (split == "train")))
-
-
-def _crop_photo(rng: np.random.Generator, split: str, size: list[int]) -> tuple[np.ndarray, str, list[int]]:
-    """A random crop with the shape of a scene: pixels ``(H, W, 3)``, name of the photo, box ``[x, y, w, h]`` in it."""
-    height, width = size
-    name = PHOTOS[split][rng.integers(len(PHOTOS[split]))]
-    photo = _load_photo(name)
-    scale = min(photo.width / width, photo.height / height) * rng.uniform(0.35, 1.0)
-    box_width, box_height = max(1, int(scale * width)), max(1, int(scale * height))
-    x = int(rng.integers(photo.width - box_width + 1))
-    y = int(rng.integers(photo.height - box_height + 1))
-    crop = photo.crop((x, y, x + box_width, y + box_height)).resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(crop), name, [x, y, box_width, box_height]
-
-
-def _render_digit(pixels: np.ndarray, height: float, aspect: float, angle: float) -> np.ndarray:
-    """Enlarge a digit of ``(8, 8)`` smoothly to about ``height`` pixels, turned by ``angle`` (radians).
-
-    Returns:
-        Ink in [0, 1], cut to the tight box of the mask ``ink > INK_THRESHOLD``.
-    """
-    from scipy import ndimage
-
-    padded = np.pad(pixels, 2)
-    scale = height / 8
-    side = math.ceil(1.5 * len(padded) * scale)  # room for any angle
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    centre = (len(padded) - 1) / 2
-    rows = (math.cos(angle) * y + math.sin(angle) * x) / scale + centre
-    columns = (math.cos(angle) * x - math.sin(angle) * y) / (scale * aspect) + centre
-    ink = ndimage.map_coordinates(padded, [rows, columns], order=3).clip(0, 1)
-    inside_rows, inside_columns = np.nonzero(ink > INK_THRESHOLD)
-    return ink[
-        inside_rows.min() : inside_rows.max() + 1,
-        inside_columns.min() : inside_columns.max() + 1,
-    ]
-
-
-def _pick_color(rng: np.random.Generator, surroundings: list[float]) -> np.ndarray:
-    """A random colour whose luminance is ``MIN_CONTRAST`` away from all ``surroundings``, or as far as possible."""
-    candidates = np.arange(256.0)
-    contrast = np.abs(candidates[:, None] - surroundings).min(axis=1)
-    luminance = rng.choice(candidates[contrast >= min(MIN_CONTRAST, contrast.max())])
-    color = 255 * np.array(colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0.3, 1), 1.0))
-    full = float(color @ LUMINANCE)
-    if luminance <= full:
-        return color * luminance / full
-    return color + (255 - color) * (luminance - full) / (255 - full)
-
-
-def _place_digit(
-    rng: np.random.Generator, shape: np.ndarray, digits: list[dict[str, Any]], scene_shape: tuple[int, ...]
-) -> np.ndarray | None:
-    """Find a place where no earlier digit loses too much; the mask in the scene ``(H, W)``, or None."""
-    for _ in range(MAX_TRIES):
-        y = int(rng.integers(scene_shape[0] - shape.shape[0] + 1))
-        x = int(rng.integers(scene_shape[1] - shape.shape[1] + 1))
-        mask = np.zeros(scene_shape, bool)
-        mask[y : y + shape.shape[0], x : x + shape.shape[1]] = shape
-        # The newcomer is turned away: dropping the digit it hides would leave unlabelled ink in the picture.
-        if all((item["mask"] & ~mask).sum() >= MIN_VISIBLE * item["area"] for item in digits):
-            return mask
-    return None
-
-
-def _grow(mask: np.ndarray) -> np.ndarray:
-    """The mask and the pixels next to it."""
-    from scipy import ndimage
-
-    return ndimage.binary_dilation(mask, iterations=2)
-
-
-def _make_scene(rng: np.random.Generator, split: str, options: dict[str, Any]) -> tuple[np.ndarray, dict, list[dict]]:
-    """Pixels ``(H, W, 3)``, the provenance of the photo, and what is known of each digit, visible mask included."""
-    scene, photo, photo_box = _crop_photo(rng, split, options["size"])
-    background = scene @ LUMINANCE
-    digits: list[dict[str, Any]] = []
-    for _ in range(rng.integers(1, options["max_digits"] + 1)):
-        digit = int(rng.integers(10))
-        index = int(rng.choice(_digit_indices(split, digit)))
-        height = min(options["size"]) * rng.uniform(MIN_HEIGHT, MAX_HEIGHT)
-        ink = _render_digit(_load_digits()[0][index], height, rng.uniform(0.85, 1.15), rng.uniform(-0.25, 0.25))
-        mask = _place_digit(rng, ink > INK_THRESHOLD, digits, background.shape)
-        if mask is None:
-            continue
-        near = _grow(mask)
-        touched = [item["luminance"] for item in digits if (item["mask"] & near).any()]
-        color = _pick_color(rng, [float(background[mask].mean()), *touched])
-        # Strokes stay a little fainter at their edges, as they were written; nothing outside the mask changes.
-        strength = np.interp(ink[ink > INK_THRESHOLD], [INK_THRESHOLD, 1], [0.75, 1])[:, None]
-        scene[mask] = np.rint(strength * color + (1 - strength) * scene[mask])
-        for item in digits:
-            item["mask"] = item["mask"] & ~mask
-        digits.append(
-            {"digit": digit, "index": index, "mask": mask, "area": int(mask.sum()), "luminance": color @ LUMINANCE}
-        )
-    return scene, {"photo": photo, "photo_box": photo_box}, digits
-
-
 # Files
 
 
@@ -581,7 +322,7 @@ def _write_split(
     annotations: list[dict[str, Any]] = []
     for index in range(options[split]):
         rng = np.random.default_rng([options["seed"], SPLITS.index(split), index])
-        scene, provenance, digits = _make_scene(rng, split, options)
+        scene, provenance, digits = make_scene(rng, split, options)
         image_id = index + 1
         height, width = options["size"]
         file_name = f"{image_id:012d}.jpg" if layout == "coco" else f"{image_id:06d}.png"

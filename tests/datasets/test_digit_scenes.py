@@ -369,10 +369,10 @@ def test_wrong_options(tmp_path, options, message):
 
 
 def test_missing_package_is_explained(tmp_path, monkeypatch):
-    from mmbivit.datasets import digit_scenes
+    from mmbivit.datasets import scene_rendering
 
     monkeypatch.setitem(sys.modules, "skimage", None)
-    digit_scenes._load_photo.cache_clear()
+    scene_rendering._load_photo.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"mmbivit\[demo\]"):
         make_digit_scenes(tmp_path / "scenes", train=1, val=1, size=32)
     assert not list(tmp_path.iterdir())
