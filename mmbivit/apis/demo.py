@@ -1,0 +1,208 @@
+"""The demo: makes data, trains a float and a binary detector, evaluates both and draws what they see."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mmbivit import config_path
+from mmbivit.datasets import make_digit_scenes
+
+__all__ = ["DemoPlan", "FULL", "QUICK", "demo_steps", "run_steps"]
+
+_PROGRESS = re.compile(r"(?:Iter|Epoch)\((train|val|test)\)\s*\[\s*(\d+)/\s*(\d+)\]")
+_ETA = re.compile(r"eta: ([\d:]+)")
+_LOSS = re.compile(r" loss: ([\d.]+)")
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """How much the demo does.
+
+    Args:
+        name: shown to the user; results of different plans do not mix.
+        train: training scenes.
+        val: validation scenes.
+        float_config: name of the float detector's config.
+        binary_config: name of the binary detector's config.
+    """
+
+    name: str
+    train: int
+    val: int
+    float_config: str
+    binary_config: str
+
+
+FULL = DemoPlan("full", 400, 80, "digits/mask_rcnn_swin_float", "digits/mask_rcnn_sibivit")
+QUICK = DemoPlan("quick", 64, 16, "digits/mask_rcnn_swin_float_quick", "digits/mask_rcnn_sibivit_quick")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what the user reads, and what does it; ``run`` gets a function that reports progress in words."""
+
+    key: str
+    title: str
+    run: Callable[[Callable[[float, str], None]], None]
+
+
+def demo_steps(plan: DemoPlan, out: Path, tools: Path) -> list[Step]:
+    """Make the steps that train and evaluate both detectors.
+
+    Args:
+        plan: how much to do.
+        out: folder of everything the demo writes.
+        tools: folder with ``train.py`` and ``test.py``; the demo runs the commands that a user would type.
+    """
+    data = out / "data"
+
+    def make_data(report: Callable[[float, str], None]) -> None:
+        make_digit_scenes(data, train=plan.train, val=plan.val)
+
+    def command(name: str, *arguments: object) -> Callable[[Callable[[float, str], None]], None]:
+        line = [sys.executable, tools / name, *arguments, "--data-root", data]
+        log = out / "logs" / f"{Path(name).stem}_{Path(str(arguments[0])).stem}.log"
+        return lambda report: _run_logged([str(word) for word in line], log, report)
+
+    float_config, binary_config = config_path(plan.float_config), config_path(plan.binary_config)
+    teacher = ("--float-checkpoint", out / "float" / "last.pth")
+    return [
+        Step("data", "Make the digit scenes", make_data),
+        Step(
+            "train_float",
+            "Train the float Mask R-CNN",
+            _then_link(command("train.py", float_config, "--work-dir", out / "float", "--resume"), out / "float"),
+        ),
+        Step(
+            "train_binary",
+            "Train SI-BiViT in two stages",
+            _then_link(
+                command("train.py", binary_config, "--work-dir", out / "sibivit", "--resume", *teacher), out / "sibivit"
+            ),
+        ),
+        Step(
+            "test_float",
+            "Evaluate the float Mask R-CNN",
+            command("test.py", float_config, out / "float" / "last.pth", "--work-dir", out / "float_eval"),
+        ),
+        Step(
+            "test_binary",
+            "Evaluate SI-BiViT",
+            command("test.py", binary_config, out / "sibivit" / "last.pth", "--work-dir", out / "sibivit_eval"),
+        ),
+    ]
+
+
+def run_steps(steps: Sequence[Step], out: Path, plan: DemoPlan, console: Console) -> dict[str, float]:
+    """Run the steps that are not done yet, with progress, and remember how long each took.
+
+    An interrupted step goes on where its checkpoint left it; its time adds up over the attempts.
+
+    Args:
+        steps: what to do.
+        out: folder that remembers what is done, in ``demo.json``.
+        plan: the plan that the results belong to.
+        console: where progress is shown.
+
+    Returns:
+        Seconds of each step by key.
+
+    Raises:
+        ValueError: if ``out`` holds the results of another plan.
+        RuntimeError: if a step fails; it names the log.
+    """
+    file = out / "demo.json"
+    state = json.loads(file.read_text()) if file.exists() else dict(plan=plan.name, done=[], seconds={})
+    if state["plan"] != plan.name:
+        raise ValueError(f"{out} holds the results of a {state['plan']} demo; give another folder with --out")
+
+    def save() -> None:
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state, indent=2) + "\n")
+        temporary.replace(file)
+
+    out.mkdir(parents=True, exist_ok=True)
+    for number, step in enumerate(steps, 1):
+        title = f"{number}/{len(steps)}  {step.title}"
+        if step.key in state["done"]:
+            console.print(f"[green]✓[/] {title} (done before, {state['seconds'][step.key]:.0f} s)")
+            continue
+        before, start = state["seconds"].get(step.key, 0.0), time.monotonic()
+        try:
+            with _progress(console) as progress:
+                task = progress.add_task(title, total=1.0, note="")
+                step.run(lambda share, note, task=task: progress.update(task, completed=share, note=note))
+                progress.update(task, completed=1.0, visible=False)
+            state["done"].append(step.key)
+        finally:
+            state["seconds"][step.key] = before + time.monotonic() - start
+            save()
+        console.print(f"[green]✓[/] {title} ({state['seconds'][step.key]:.0f} s)")
+    return state["seconds"]
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console, refresh_per_second=2)
+
+
+def _then_link(train: Callable, work_dir: Path) -> Callable:
+    """After training, give the last checkpoint a name that does not depend on the number of iterations."""
+
+    def run(report: Callable[[float, str], None]) -> None:
+        train(report)
+        last = Path((work_dir / "last_checkpoint").read_text().strip())
+        link = work_dir / "last.pth"
+        link.unlink(missing_ok=True)
+        link.symlink_to(last.name)
+
+    return run
+
+
+def _run_logged(line: list[str], log: Path, report: Callable[[float, str], None]) -> None:
+    """Run a command with its output in a log file, reporting MMEngine's own progress lines.
+
+    Raises:
+        RuntimeError: if it fails; the message has the end of its output.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tail: deque[str] = deque(maxlen=15)
+    with (
+        open(log, "a") as file,
+        subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        try:
+            for text in process.stdout:
+                file.write(text)
+                tail.append(text.rstrip())
+                if found := _PROGRESS.search(text):
+                    mode, now, end = found.groups()
+                    extra = [f"{now}/{end}", *(f"eta {m[1]}" for m in [_ETA.search(text)] if m)]
+                    extra += [f"loss {float(m[1]):.2f}" for m in [_LOSS.search(text)] if m]
+                    if "loss_distill" in text:
+                        extra.append("stage 1: distilling")
+                    report(int(now) / int(end), "  ".join(extra))
+                elif "Stage 2 from iteration" in text:
+                    report_line = text.split(" - ")[-1].strip()
+                    print(f"  {report_line}", flush=True)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(line)} failed; its log is {log} and ends with\n" + "\n".join(tail))

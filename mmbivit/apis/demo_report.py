@@ -1,0 +1,125 @@
+"""What the demo shows at its end: a table, and detections of both detectors side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+from pycocotools import mask as mask_utils
+from rich.table import Table
+
+from mmbivit import config_path
+from mmbivit.analysis import ModelSize, model_size
+from mmbivit.datasets import DigitScenes
+from mmbivit.datasets.scene_drawing import draw_instance
+
+from .config import load_config
+from .demo import DemoPlan
+from .predict import predict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_comparison", "predict_scenes", "read_metrics", "report_table"]
+
+METRICS = {"box AP": "bbox_mAP", "box AP50": "bbox_mAP_50", "mask AP": "segm_mAP", "mask AP50": "segm_mAP_50"}
+
+
+def read_metrics(work_dir: Path) -> dict[str, float]:
+    """Read the COCO metrics of the newest evaluation in a work dir, as MMEngine wrote them."""
+    newest = max(work_dir.glob("*/*.json"), key=lambda file: file.parent.name)
+    metrics = json.loads(newest.read_text())
+    return {name: metrics[f"coco/{key}"] for name, key in METRICS.items()}
+
+
+def detector_sizes(config: str) -> tuple[ModelSize, ModelSize]:
+    """Return the sizes of the backbone and of the whole detector of a config."""
+    DefaultScope.get_instance("mmbivit_demo", scope_name="mmdet")
+    cfg = load_config(config_path(config))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = MODELS.build(cfg.model)
+    return model_size(detector.backbone), model_size(detector)
+
+
+def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
+    """Make the table of both detectors: AP, sizes and times."""
+    table = Table(title=f"Digit scenes, {plan.val} validation images", caption="sizes: backbone / whole detector")
+    for column in ("", "float Mask R-CNN", "SI-BiViT"):
+        table.add_column(column, justify="right" if column else "left")
+    metrics = [read_metrics(out / f"{name}_eval") for name in ("float", "sibivit")]
+    for name in METRICS:
+        table.add_row(name, *(f"{metric[name]:.3f}" for metric in metrics))
+    sizes = [detector_sizes(config) for config in (plan.float_config, plan.binary_config)]
+    table.add_section()
+    table.add_row("parameters", *(_pair(pair, "params", 1e6, "M") for pair in sizes))
+    table.add_row("of them binary", *(_pair(pair, "binary_weights", 1e6, "M") for pair in sizes))
+    table.add_row("weights as float32", *(_pair(pair, "float_bytes", 1e6, "MB") for pair in sizes))
+    table.add_row("weights as 1 bit", "-", _pair(sizes[1], "packed_bytes", 1e6, "MB"))
+    table.add_section()
+    for name in ("train", "test"):
+        times = (seconds[f"{name}_{kind}"] for kind in ("float", "binary"))
+        table.add_row(f"{name} time", *(f"{time // 60:.0f} min {time % 60:.0f} s" for time in times))
+    return table
+
+
+def _pair(sizes: tuple[ModelSize, ModelSize], field: str, unit: float, name: str) -> str:
+    return " / ".join(f"{getattr(size, field) / unit:.2f}" for size in sizes) + f" {name}"
+
+
+def predict_scenes(plan: DemoPlan, out: Path, count: int) -> dict[str, list[Path]]:
+    """Detect digits in the first validation scenes with both detectors; returns the JSON files by detector."""
+    data = DigitScenes.load(out / "data")
+    images = sorted(data.image_dir("val").iterdir())[:count]
+    runs = {"float": plan.float_config, "sibivit": plan.binary_config}
+    return {
+        name: predict(config_path(config), out / name / "last.pth", images, out / "predictions" / name, batch_size=8)
+        for name, config in runs.items()
+    }
+
+
+def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_thr: float = 0.5) -> "Figure":
+    """Draw scenes in columns: the annotation, then the detections of each detector.
+
+    Args:
+        data: folder of the digit scenes.
+        predictions: JSON files of :func:`mmbivit.apis.predict` for the first validation scenes, by detector.
+        score_thr: lowest score of a detection that is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    scenes = DigitScenes.load(data)
+    content = json.loads(scenes.ann_file("val").read_text())
+    count = min(len(files) for files in predictions.values())
+    rows = ["annotation", *predictions]
+    figure = Figure(figsize=(1.9 * count, 2.0 * len(rows)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for column, image in enumerate(sorted(content["images"], key=lambda image: image["file_name"])[:count]):
+        pixels = np.asarray(Image.open(scenes.image_dir("val") / image["file_name"]))
+        truth = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+        shown = [truth] + [_read_detections(files[column], score_thr) for files in predictions.values()]
+        for row, instances in enumerate(shown):
+            axis = axes[row, column]
+            axis.imshow(pixels, interpolation="nearest")
+            for item in instances:
+                draw_instance(axis, item, item.get("name", str(item["category_id"] - 1)))
+            axis.set(xticks=[], yticks=[])
+            if column == 0:
+                axis.set_ylabel(rows[row], fontsize=11)
+    return figure
+
+
+def _read_detections(file: Path, score_thr: float) -> list[dict]:
+    """Read detections as COCO annotations with a name of class and score."""
+    found = json.loads(file.read_text())
+    detections = []
+    for label, score, (x1, y1, x2, y2), mask in zip(
+        found["labels"], found["scores"], found["bboxes"], found["masks"], strict=True
+    ):
+        if score >= score_thr and mask_utils.area(mask):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            name = f"{label} {score:.1f}".replace("0.", ".")
+            detections.append(dict(category_id=label + 1, bbox=box, segmentation=mask, name=name))
+    return detections
