@@ -1,0 +1,58 @@
+"""Installation. The tools and configs travel inside the wheel as ``mmbivit/.mim``, where MM tools look for them."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "mmbivit" / "__init__.py").read_text(), re.MULTILINE)[1]
+SHIPPED = ("configs", "tools", "model-index.yml")
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs, tools and the model index into the wheel."""
+
+    def run(self) -> None:
+        """Build the package, then add what it ships."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "mmbivit" / ".mim"
+        for name in SHIPPED:
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, target / name, ignore=ignored, dirs_exist_ok=True)
+            else:
+                shutil.copy2(ROOT / name, target / name)
+
+
+setup(
+    name="mmbivit",
+    version=VERSION,
+    description="Detectors with 1-bit Vision Transformer backbones for MMDetection (SI-BiViT)",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["mmbivit", "mmbivit.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",  # torch.load(weights_only=True) is not safe before
+        "torchvision",
+        "timm>=1.0",
+        "numpy",
+        "pycocotools",
+        "safetensors",
+        "rich",
+        "matplotlib",
+    ],
+    extras_require={
+        # Two families that own the same folders: install one of them. None declares all that it imports.
+        "onedl": ["onedl-mmdetection>=3.5,<4", "onedl-mmengine>=0.10.12", "onedl-mmcv>=2.3"],
+        "openmmlab": ["mmdet==3.3.0", "mmcv==2.1.0", "mmengine>=0.10.7,<1"],
+        "demo": ["scikit-learn", "scikit-image"],
+        "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard"],
+    },
+)

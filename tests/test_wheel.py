@@ -1,0 +1,59 @@
+"""The built wheel in an empty environment: what a user installs, not the checkout."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import mmbivit, torch, sys
+from pathlib import Path
+assert Path(mmbivit.__file__).is_relative_to(sys.argv[1]), mmbivit.__file__
+from mmengine.registry import MODELS, DefaultScope
+from mmdet.structures import DetDataSample
+cfg = mmbivit.get_config("mask_rcnn_sibivit_swin_t").model
+cfg.backbone.arch = dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 2])
+cfg.neck.in_channels = [16, 32, 64, 128]
+with DefaultScope.overwrite_default_scope("mmdet"):
+    model = MODELS.build(cfg).eval()
+sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1, 1), pad_shape=(64, 64)))
+with torch.no_grad():
+    result = model(torch.randn(1, 3, 64, 64), [sample], mode="predict")[0].pred_instances
+print(len(result.scores), "detections", model.backbone.stage)
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip"]
+    wheel_options = ["--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path / "dist")]
+    subprocess.run([*pip, "wheel", str(ROOT), *wheel_options], check=True, cwd=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("mmbivit-*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    shipped = {
+        path.relative_to(site / "mmbivit" / ".mim").as_posix() for path in (site / "mmbivit" / ".mim").rglob("*.py")
+    }
+    assert shipped == {p.relative_to(ROOT).as_posix() for d in ("configs", "tools") for p in (ROOT / d).rglob("*.py")}
+
+    # A bare environment. PYTHONPATH does not read .pth files, so an editable install of the checkout is not seen.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    path = f"{site}:{sysconfig.get_paths()['purelib']}"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*arguments):
+        command = [str(tmp_path / "venv" / "bin" / "python"), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=empty, env=dict(PYTHONPATH=path, PATH="/usr/bin")
+        )
+
+    result = run("-c", SCRIPT, str(site))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-2:] == ["detections", "2"]
+    doctor = run("-m", "mmbivit.doctor")
+    assert doctor.returncode == 0 and "everything fits together" in doctor.stdout, doctor.stdout + doctor.stderr
