@@ -42,7 +42,7 @@ class DemoPlan:
     binary_config: str
 
 
-FULL = DemoPlan("full", 400, 80, "digits/mask_rcnn_swin_float", "digits/mask_rcnn_sibivit")
+FULL = DemoPlan("full", 1000, 200, "digits/mask_rcnn_swin_float", "digits/mask_rcnn_sibivit")
 QUICK = DemoPlan("quick", 64, 16, "digits/mask_rcnn_swin_float_quick", "digits/mask_rcnn_sibivit_quick")
 
 

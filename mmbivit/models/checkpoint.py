@@ -101,8 +101,10 @@ def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]
     try:
         with torch.serialization.safe_globals(safe_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{file} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of a file that may hold anything, unpickling may raise anything
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line.strip() for line in lines if "WeightsUnpickler error" in line), lines[0])
+        raise ValueError(f"{file} is no checkpoint that can be loaded safely: {reason}") from error
 
 
 def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str | None = None) -> tuple[list, list]:

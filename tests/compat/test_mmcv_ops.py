@@ -417,9 +417,7 @@ def test_deformable_attention_op_equals_loops_with_its_gradients(device):
             x0, y0 = math.floor(x), math.floor(y)
             for dy, dx in np.ndindex(2, 2):
                 area = (1 - abs(y - y0 - dy)) * (1 - abs(x - x0 - dx))
-                out[0, query, head] += (
-                    weights[0, query, head, level, point] * area * padded[y0 + dy + 1, x0 + dx + 1]
-                )
+                out[0, query, head] += weights[0, query, head, level, point] * area * padded[y0 + dy + 1, x0 + dx + 1]
         return out.reshape(1, 4, 6)
 
     inputs = [t.clone().requires_grad_() for t in (value, locations, weights)]
@@ -543,7 +541,9 @@ def stock_losses(name: str, **changes) -> dict[str, torch.Tensor]:
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(config.model)
     size = (64, 96)
-    sample = DetDataSample(metainfo=dict(img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+    sample = DetDataSample(
+        metainfo=dict(img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    )
     sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8.0, 50.0, 44.0]]), labels=torch.tensor([1]))
     images = torch.randn(1, 3, *size)
     losses = model(images, [sample], mode="loss")

@@ -321,7 +321,7 @@ def test_reset_lr_restarts_the_cosine(tmp_path, teacher):
 @pytest.mark.parametrize(
     ("hook", "by_epoch", "message"),
     [
-        (dict(), True, "give exactly one of switch_epoch and switch_iter"),
+        ({}, True, "give exactly one of switch_epoch and switch_iter"),
         (dict(switch_epoch=1, switch_iter=1), True, "give exactly one of"),
         (dict(switch_epoch=2), True, "switch_epoch=2 leaves one of the two stages empty; allowed: 1 to 1"),
         (dict(switch_epoch=0), True, "switch_epoch=0 leaves one"),

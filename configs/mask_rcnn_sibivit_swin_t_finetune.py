@@ -1,0 +1,11 @@
+# The paper's own protocol: a SI-BiViT backbone, pretrained on ImageNet in both stages, is fine-tuned for 12 epochs
+# as it is, fully binary and without a teacher; neck and heads start at random.
+_base_ = "./mask_rcnn_sibivit_swin_t.py"
+
+# No pretrained backbone is public. Give yours with tools/train.py --backbone-checkpoint or the variable named here.
+backbone_checkpoint = "{{$MMBIVIT_BACKBONE_CHECKPOINT:none}}"
+float_checkpoint = None
+load_from = None
+custom_hooks = []
+
+model = dict(backbone=dict(init_cfg=dict(type="Pretrained", checkpoint=backbone_checkpoint, prefix="backbone.")))

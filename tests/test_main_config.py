@@ -1,0 +1,55 @@
+"""The main config as it is, full Swin-T and full heads, on a COCO-shaped folder of eight scenes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from mmbivit import get_config
+from mmbivit.datasets import make_digit_scenes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def save_float_detector(path):
+    """Write a random float Mask R-CNN Swin-T, as the model zoo's would be."""
+    cfg = get_config("mask_rcnn_sibivit_swin_t")
+    cfg.model.backbone = dict(type="mmdet.SwinTransformer", init_cfg=None)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path)
+
+
+@pytest.mark.slow
+def test_two_iterations_in_each_stage_and_an_evaluation(tmp_path):
+    make_digit_scenes(tmp_path / "coco", train=4, val=4, size=(120, 160), layout="coco")
+    save_float_detector(tmp_path / "float.pth")
+    command = [sys.executable, ROOT / "tools" / "train.py", ROOT / "configs" / "mask_rcnn_sibivit_swin_t.py"]
+    options = ["--data-root", tmp_path / "coco", "--float-checkpoint", tmp_path / "float.pth"]
+    options += ["--work-dir", tmp_path / "run", "--cfg-options", "train_cfg.max_epochs=2", "train_cfg.val_begin=2"]
+    # Two iterations an epoch. Only batch size, data loader and log are fitted to so few images.
+    options += ["custom_hooks.0.switch_epoch=1", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
+    options += ["train_dataloader.persistent_workers=False", "val_dataloader.persistent_workers=False"]
+    options += ["default_hooks.logger.interval=1", "train_dataloader.batch_size=1"]
+    options += ["train_dataloader.dataset.indices=2", "val_dataloader.dataset.indices=2"]
+    result = subprocess.run([str(word) for word in command + options], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+
+    lines = [
+        json.loads(line) for line in next((tmp_path / "run").glob("*/vis_data/scalars.json")).read_text().splitlines()
+    ]
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4]
+    assert ["loss_distill" in line for line in losses] == [True, True, False, False]
+    assert all(line["loss_mask"] > 0 and line["loss_bbox"] >= 0 for line in losses)
+    assert "coco/segm_mAP_50" in lines[-1] and "coco/bbox_mAP" in lines[-1]
+    # 12 blocks of 6 binary layers and three patch mergings
+    assert "75 layers have binary weights now, 12 spatial interaction branches woke up, teacher freed" in (
+        result.stdout + result.stderr
+    )
+    saved = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=False)["state_dict"]
+    assert int(saved["backbone.training_stage"]) == 2
