@@ -17,9 +17,12 @@ class BuildWithConfigs(build_py):
 
     def run(self) -> None:
         """Build the package, then add what it ships."""
-        super().run()
         if self.editable_mode:
+            super().run()
             return
+        # setuptools reuses this folder: files deleted from the checkout would stay in the wheel
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
         target = Path(self.build_lib) / "mmbivit" / ".mim"
         for name in SHIPPED:
             if (ROOT / name).is_dir():
@@ -27,6 +30,12 @@ class BuildWithConfigs(build_py):
                 shutil.copytree(ROOT / name, target / name, ignore=ignored, dirs_exist_ok=True)
             else:
                 shutil.copy2(ROOT / name, target / name)
+
+    def get_source_files(self) -> list[str]:
+        """List what a source distribution needs, so that a wheel can be built from it."""
+        shipped = [path for name in SHIPPED for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+        files = [str(path.relative_to(ROOT)) for path in shipped if path.is_file() and "__pycache__" not in path.parts]
+        return [*super().get_source_files(), *files]
 
 
 setup(
@@ -51,7 +60,8 @@ setup(
     extras_require={
         # Two families that own the same folders: install one of them. None declares all that it imports.
         "onedl": ["onedl-mmdetection>=3.5,<4", "onedl-mmengine>=0.10.12", "onedl-mmcv>=2.3"],
-        "openmmlab": ["mmdet==3.3.0", "mmcv==2.1.0", "mmengine>=0.10.7,<1"],
+        # mmcv-lite is mmcv without compiled ops, as a wheel; mmcv 2.1.0 itself does not build with today's setuptools.
+        "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1"],
         "demo": ["scikit-learn", "scikit-image"],
         "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard"],
     },

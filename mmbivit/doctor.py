@@ -7,11 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from mmbivit.compat import mmcv_ops
-from mmbivit.compat.requirements import MODULES, Problem, find_clashes, find_problems, providers
+from mmbivit.compat.requirements import MODULES, Problem, find_clashes, find_problems, is_importable, providers
 
 __all__ = ["Report", "diagnose", "main"]
 
@@ -33,7 +30,7 @@ class Report:
 
 def diagnose() -> Report:
     """Look at the environment; nothing is changed, and broken packages become problems instead of exceptions."""
-    problems = [*find_problems(), *find_clashes()]
+    problems = [*find_problems(), *find_clashes(), *_broken_packages()]
     operators, operator_problem = _mmcv_operators()
     facts = (
         ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
@@ -48,6 +45,29 @@ def diagnose() -> Report:
 def _describe(module: str) -> str:
     found = [f"{requirement.distribution} {version}" for requirement, version in providers(module)]
     return ", ".join(found) or "not installed"
+
+
+def _broken_packages() -> list[Problem]:
+    """Packages that are there and raise on import: cv2 without libGL, a torchvision for another torch, an old ABI."""
+    problems = []
+    for module in (*MODULES, "cv2"):  # cv2 comes with mmcv
+        if not is_importable(module):
+            continue
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a broken installation may raise anything
+            what = f"{module} is installed but cannot be imported: {type(error).__name__}: {error}"
+            problems.append(Problem(what, _mend_import(module)))
+    return problems
+
+
+def _mend_import(module: str) -> str:
+    if module in ("torch", "torchvision"):  # built for each other
+        return "pip install --force-reinstall torch torchvision"
+    if module == "cv2":  # the headless build needs no graphics libraries of the system
+        return "pip install --force-reinstall --no-deps opencv-python-headless"
+    found = [f"{requirement.distribution}=={version}" for requirement, version in providers(module)]
+    return f"pip install --force-reinstall --no-deps {found[0] if found else module}"
 
 
 def _device() -> str:
@@ -73,8 +93,12 @@ def _mmcv_operators() -> tuple[str, Problem | None]:
     try:
         importlib.import_module(mmcv_ops.EXTENSION)
     except Exception as error:  # mostly ImportError of an ABI that does not match, but not only
-        family, version = providers("mmcv")[0]
-        mend = f"pip install --force-reinstall --no-deps {family.distribution}=={version}"
+        installed, version = providers("mmcv")[0]
+        without_ops = "onedl-mmcv" if installed.family == "onedl" else "mmcv-lite"
+        uninstall = f"pip uninstall -y {installed.distribution}"
+        mend = (
+            f"{uninstall} && pip install --no-deps --no-cache-dir {without_ops}=={version}"  # the cache may be broken
+        )
         return "compiled, but broken", Problem(f"{compiled} cannot be imported: {error}", mend)
     return f"compiled: {compiled}", None
 
@@ -85,6 +109,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m mmbivit.doctor  (no options)")
         return 0 if arguments[0] in ("-h", "--help") else 2
     report = diagnose()
+    _print(report)
+    return 1 if report.problems else 0
+
+
+def _print(report: Report) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:  # a patient like any other
+        lines = [f"{name}: {value}" for name, value in (*report.facts, *report.versions)]
+        print("\n".join([*lines, *(f"PROBLEM {problem.what}\n  {problem.mend}" for problem in report.problems)]))
+        return
     console = Console()
     table = Table(title="mmbivit doctor", show_header=False)
     for name, value in (*report.facts, *report.versions):
@@ -94,7 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"[red]✗[/] {problem.what}\n  [bold]{problem.mend}[/]", highlight=False, soft_wrap=True)
     if not report.problems:
         console.print("[green]✓[/] everything fits together")
-    return 1 if report.problems else 0
 
 
 if __name__ == "__main__":

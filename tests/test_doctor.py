@@ -1,5 +1,6 @@
 """The doctor in environments that are simulated by package metadata."""
 
+import sys
 from importlib import metadata
 
 import pytest
@@ -82,8 +83,32 @@ def test_a_missing_package_is_one_readable_error_on_use(environment):
 
 def test_openmmlab_alone_is_fine_too(environment):
     others = {name: version for name, version in GOOD.items() if not name.startswith("onedl")}
-    environment(others | {"mmdet": "3.3.0", "mmcv": "2.1.0", "mmengine": "0.10.7"})
-    assert doctor.diagnose().problems == ()
+    for mmcv in ("mmcv", "mmcv-lite"):
+        environment(others | {"mmdet": "3.3.0", mmcv: "2.1.0", "mmengine": "0.10.7"})
+        assert doctor.diagnose().problems == ()
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "mend"),
+    [
+        ("cv2", ImportError("libGL.so.1: cannot open shared object file"), "opencv-python-headless"),
+        ("torchvision", RuntimeError("operator torchvision::nms does not exist"), "torch torchvision"),
+        ("pycocotools", ValueError("numpy.dtype size changed"), "pycocotools==2.0.11"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_a_problem(environment, monkeypatch, module, error, mend):
+    environment(GOOD)
+    importable = requirements.is_importable
+    monkeypatch.setattr(doctor, "is_importable", lambda name: name == "cv2" or importable(name))
+
+    def import_module(name):
+        if name == module:
+            raise error
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+    (problem,) = doctor.diagnose().problems
+    assert module in problem.what and str(error) in problem.what
+    assert problem.mend.startswith("pip install --force-reinstall ") and problem.mend.endswith(mend)
 
 
 def test_compiled_operators_that_cannot_be_imported_are_a_problem(monkeypatch):
@@ -93,7 +118,15 @@ def test_compiled_operators_that_cannot_be_imported_are_a_problem(monkeypatch):
     )
     problem = doctor.diagnose().problems[-1]
     assert "_ext.so cannot be imported: undefined symbol" in problem.what
-    assert problem.mend.startswith("pip install --force-reinstall --no-deps onedl-mmcv==")
+    assert "pip uninstall -y onedl-mmcv && pip install --no-deps --no-cache-dir onedl-mmcv==" in problem.mend
+
+
+def test_the_doctor_works_without_rich(environment, monkeypatch, capsys):
+    environment({name: version for name, version in GOOD.items() if name != "rich"})
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert doctor.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "onedl-mmcv 2.3.6" in printed and "PROBLEM rich is not installed\n  pip install rich" in printed
 
 
 def test_options_are_refused(capsys):

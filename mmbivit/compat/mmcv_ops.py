@@ -51,7 +51,7 @@ def install() -> bool:
     """Make ``mmcv._ext`` importable where mmcv is installed without it; harmless and cheap to call again.
 
     Returns:
-        True if the stand-in is what ``import mmcv._ext`` gives; False if mmcv is not installed or has its own extension.
+        True if ``import mmcv._ext`` gives the stand-in; False if mmcv is not installed or has its own extension.
     """
     if EXTENSION not in sys.modules and _finder() is None and _mmcv_folders() and find_compiled() is None:
         sys.meta_path.append(_StandInFinder())

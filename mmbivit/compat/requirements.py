@@ -58,6 +58,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("mmcv", "onedl-mmcv", "2.3", family="onedl"),
     Requirement("mmdet", "onedl-mmdetection", "3.5", "4", family="onedl"),
     Requirement("mmengine", "mmengine", "0.10.7", "1", family="openmmlab"),
+    # mmcv-lite is mmcv without its compiled ops, as a wheel; mmcv itself has to be built, with setuptools < 81
+    Requirement("mmcv", "mmcv-lite", "2.1.0", "2.2.0", family="openmmlab"),
     Requirement("mmcv", "mmcv", "2.1.0", "2.2.0", family="openmmlab"),
     Requirement("mmdet", "mmdet", "3.3.0", "4", family="openmmlab"),
     Requirement("timm", "timm", "1.0"),
@@ -173,8 +175,8 @@ def check_dependencies(modules: Iterable[str] = MODULES) -> None:
 
 
 def _install(requirement: Requirement) -> str:
-    if requirement.distribution == "mmcv":  # a source distribution that needs an old setuptools
-        return f'pip install "setuptools<81" && MMCV_WITH_OPS=0 pip install --no-build-isolation {requirement.pip_argument}'
+    if requirement.distribution == "mmcv":  # exchanged for its other form, which needs no build
+        return 'pip uninstall -y mmcv && pip install --force-reinstall --no-deps "mmcv-lite>=2.1.0,<2.2.0"'
     if requirement.module in ("torch", "torchvision"):  # a pair: each torchvision is built for one torch
         return 'pip install -U "torch>=2.6" torchvision'
     return f"pip install {requirement.pip_argument}"
