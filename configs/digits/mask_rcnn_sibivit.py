@@ -1,8 +1,8 @@
-# 1000 iterations in two stages, from the float detector's weights: 300 with distillation (warm-up, then a cosine to
-# 30 %), 700 fully binary (20 of warm-up after the rates are reset, then a cosine to 2 %).
+# 600 iterations in two stages, from the float detector's weights: 200 with distillation (warm-up, then a cosine to
+# 30 %), 400 fully binary (20 of warm-up after the rates are reset, then a cosine to 2 %).
 _base_ = "./mask_rcnn_swin_float.py"
-float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:work_dirs/mask_rcnn_swin_float/iter_1500.pth}}"
-switch_iter, max_iters = 300, 1000
+float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:work_dirs/mask_rcnn_swin_float/iter_1000.pth}}"
+switch_iter, max_iters = 200, 600
 model = dict(backbone=dict(recipe="sibivit", mlp_ratio=3, spatial_interaction=dict(ratio=1.0)))
 load_from = float_checkpoint
 custom_hooks = [

@@ -1,4 +1,4 @@
-# Fully binary with spatial interaction from the first of 1000 iterations, from the same float weights, no distillation:
+# Fully binary with spatial interaction from the first of 600 iterations, from the same float weights, no distillation:
 # 50 of warm-up, then one cosine to 2 %.
 _base_ = "../mask_rcnn_sibivit.py"
 custom_hooks = []

@@ -1,0 +1,110 @@
+"""Reading a config and putting what the command line says into it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+__all__ = ["load_config", "set_work_dir"]
+
+# Our configs take these variables as the place of a checkpoint, with a default: '{{$VARIABLE:default}}'.
+CHECKPOINT_VARIABLES = {
+    "float_checkpoint": "MMBIVIT_FLOAT_CHECKPOINT",
+    "backbone_checkpoint": "MMBIVIT_BACKBONE_CHECKPOINT",
+}
+
+
+def load_config(
+    path: str | Path,
+    cfg_options: dict[str, Any] | None = None,
+    float_checkpoint: str | None = None,
+    backbone_checkpoint: str | None = None,
+) -> Config:
+    """Read a config file.
+
+    Args:
+        path: the config file.
+        cfg_options: changes by dotted key, such as ``{"model.backbone.with_cp": True}``.
+        float_checkpoint: file or URL of the float detector that student and teacher start from; ``'none'`` starts
+            the student at random and trains without a teacher; ``None`` leaves the config's default.
+        backbone_checkpoint: file or URL of the backbone that a fine-tuning config starts from.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if an option does not fit the config; the message names the option.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"config {path} does not exist")
+    if path.suffix not in (".py", ".yaml", ".yml", ".json"):
+        raise ValueError(f"config {path} is not a config file; expected .py, .yaml or .json")
+    without_float = float_checkpoint == "none"
+    given = {
+        "float_checkpoint": None if without_float else float_checkpoint,
+        "backbone_checkpoint": backbone_checkpoint,
+    }
+    given = {key: Path(file).as_posix() if "://" not in file else file for key, file in given.items() if file}
+    with _environment({CHECKPOINT_VARIABLES[key]: file for key, file in given.items()}):
+        cfg = _read(path)
+    for key, file in given.items():
+        if cfg.get(key) != file:
+            raise ValueError(f"--{key.replace('_', '-')}: config {path} does not use a {key.replace('_', ' ')}")
+    if without_float:
+        _remove_float_checkpoint(cfg)
+    if cfg_options:
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (AssertionError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"--cfg-options do not fit config {path}: {error}") from error
+    return cfg
+
+
+def _read(path: Path) -> Config:
+    try:
+        return Config.fromfile(path)
+    except OSError:
+        raise  # a base that does not exist, named by its path
+    except Exception as error:  # a config is code, so anything may go wrong in it
+        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def set_work_dir(cfg: Config, work_dir: str | None) -> None:
+    """Set where logs and checkpoints go: the option, else what the config says, else ``work_dirs/<config's name>``."""
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _remove_float_checkpoint(cfg: Config) -> None:
+    """Let the student start at random and train without the teacher whose weights are not wanted."""
+    file = cfg.get("float_checkpoint")
+    if file is None:
+        return
+    cfg.float_checkpoint = None
+    if cfg.get("load_from") == file:
+        cfg.load_from = None
+    for hook in cfg.get("custom_hooks") or []:
+        if (hook.get("teacher") or {}).get("init_cfg", {}).get("checkpoint") == file:
+            hook.teacher = None
+    backbone = cfg.model.get("backbone", {})
+    if (backbone.get("init_cfg") or {}).get("checkpoint") == file:
+        backbone.init_cfg = None

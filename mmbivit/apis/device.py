@@ -1,0 +1,107 @@
+"""What training needs to know about the device: several processes and mixed precision, on CPUs too."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import barrier, init_dist, is_distributed
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner
+from torch import nn
+
+__all__ = ["CpuAmpOptimWrapper", "PeakMemoryHook", "distributed", "enable_amp", "set_launcher"]
+
+
+def set_launcher(cfg: Config, launcher: str) -> None:
+    """Set who starts the processes, and adapt the config if they have no GPU.
+
+    MMEngine's defaults take one GPU per process for granted. On CPUs the backend is gloo, DDP gets no device, and
+    SyncBN, which has no CPU implementation, becomes BN (with the same keys in checkpoints).
+
+    Raises:
+        ValueError: for a launcher other than ``none`` and ``pytorch`` on a machine without GPU.
+    """
+    cfg.launcher = launcher
+    if launcher == "none" or get_device() != "cpu":
+        return
+    if launcher != "pytorch":
+        raise ValueError(f"--launcher {launcher} needs a GPU; on CPUs use tools/dist_train.sh, or --launcher pytorch")
+    cfg.merge_from_dict({"env_cfg.dist_cfg.backend": "gloo"})
+    wrapper = dict(
+        type="MMDistributedDataParallel",
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get("model_wrapper_cfg") or {}), "device_ids": None}
+    _replace_sync_bn(cfg.model)
+
+
+def _replace_sync_bn(node: Any) -> None:
+    if isinstance(node, dict):
+        if node.get("type") in ("SyncBN", "MMSyncBN"):
+            node["type"] = "BN"
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _replace_sync_bn(child)
+
+
+@contextmanager
+def distributed(cfg: Config) -> Iterator[None]:
+    """Connect the processes, if there are several and they are not connected yet, and part them at the end.
+
+    MMEngine's runner, when it is built inside, finds them connected.
+    """
+    if cfg.launcher == "none" or is_distributed():
+        yield
+        return
+    if get_device() == "cpu":
+        # MMEngine's init_dist selects a GPU first.
+        torch.distributed.init_process_group(**cfg.env_cfg.dist_cfg)
+    else:
+        init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
+    yield
+    # Gloo's threads abort a process that ends while they run. After an error nobody waits: the others may hang.
+    barrier()
+    torch.distributed.destroy_process_group()
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs."""
+    if get_device() == "cpu":
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            cfg.optim_wrapper.pop(key, None)
+        cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
+    else:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Forward passes in bfloat16 on the CPU; MMEngine's ``AmpOptimWrapper`` refuses to start without a GPU."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run a forward pass under autocast."""
+        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+
+class PeakMemoryHook(Hook):
+    """Logs the peak memory of the process in MB as ``memory``, as MMEngine does for GPUs; for Linux and macOS."""
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Hand the memory to MMEngine's log."""
+        if sys.platform == "win32":
+            return
+        import resource
+
+        per_mb = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KB
+        runner.message_hub.update_scalar("train/memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // per_mb)

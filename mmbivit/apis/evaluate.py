@@ -1,0 +1,130 @@
+"""Evaluation."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mmbivit.datasets import check_coco_data, set_data_root
+from mmbivit.models.checkpoint import checkpoint_path
+
+from .checkpoints import use_safe_loading
+from .config import load_config, set_work_dir
+from .device import distributed, set_launcher
+from .run import build_runner
+
+__all__ = ["evaluate", "evaluation_config"]
+
+
+def evaluation_config(
+    config: str | Path,
+    checkpoint: str | Path,
+    *,
+    work_dir: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = "none",
+    data_root: str | None = None,
+) -> Config:
+    """Make the config of an evaluation from a config file and the options of ``tools/test.py``.
+
+    Args:
+        config: the config file.
+        checkpoint: file or URL of the weights.
+        work_dir: where logs go; ``work_dirs/<config's name>`` by default.
+        show: show each image with its detections in a window.
+        show_dir: write each image with its detections into this folder, below ``work_dir/<timestamp>`` if relative.
+        wait_time: seconds that each window of ``show`` stays.
+        tta: average over the image and its mirror image; boxes only.
+        cfg_options: changes by dotted key.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        data_root: folder of the data set, in COCO's layout.
+
+    Raises:
+        FileNotFoundError: if the config does not exist.
+        ValueError: if an option does not fit the config; the message names the option.
+    """
+    cfg = load_config(config, cfg_options)
+    set_work_dir(cfg, work_dir)
+    set_launcher(cfg, launcher)
+    cfg.load_from = str(checkpoint)
+    cfg.resume = False
+    if data_root is not None:
+        set_data_root(cfg, data_root)
+    if show or show_dir:
+        _draw_detections(cfg, show, show_dir, wait_time)
+    if tta:
+        _augment(cfg)
+    return cfg
+
+
+def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
+    """Evaluate the checkpoint ``cfg.load_from`` on the test data and return the metrics.
+
+    Args:
+        cfg: as :func:`evaluation_config` makes it.
+        out: pickle file that all predictions are written to.
+
+    Raises:
+        FileNotFoundError: if data or checkpoint are missing.
+        ValueError: if ``out`` is no pickle file.
+    """
+    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
+    from mmdet.evaluation import DumpDetResults
+
+    if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
+        raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
+    use_safe_loading()
+    check_coco_data(cfg, modes=["test"])
+    with distributed(cfg):
+        cfg.load_from = str(checkpoint_path(cfg.load_from))
+        runner = build_runner(cfg)
+        if out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
+        return runner.test()
+
+
+def _draw_detections(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    hook = cfg.get("default_hooks", {}).get("visualization")
+    if hook is None:
+        raise ValueError("--show and --show-dir need default_hooks.visualization=dict(type='DetVisualizationHook')")
+    hook.draw = True
+    if show:
+        hook.update(show=True, wait_time=wait_time)
+    if show_dir:
+        hook.test_out_dir = show_dir
+
+
+def _augment(cfg: Config) -> None:
+    """Wrap the model for test-time augmentation; a config's own ``tta_model`` and ``tta_pipeline`` come first."""
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    if "tta_pipeline" not in cfg:
+        keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+        flips = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
+        augmentation = dict(type="TestTimeAug", transforms=[flips, [dict(type="PackDetInputs", meta_keys=keys)]])
+        cfg.tta_pipeline = [*deepcopy(dataset.pipeline[:-1]), augmentation]
+    if "tta_model" not in cfg:
+        nms = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
+        cfg.tta_model = dict(type="DetTTAModel", tta_cfg=nms)
+        _detect_boxes_only(cfg)
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def _detect_boxes_only(cfg: Config) -> None:
+    """Leave the mask head out, because mmdet's ``DetTTAModel`` cannot merge masks and stops at them."""
+    if cfg.model.get("roi_head", {}).pop("mask_head", None) is None:
+        return
+    cfg.model.roi_head.pop("mask_roi_extractor", None)
+    evaluator = cfg.test_evaluator
+    for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+        if "segm" in metric.get("metric", []):
+            metric.metric = "bbox"
+    print_log("--tta merges boxes only: the mask head is left out, mask AP is not evaluated.", "current")

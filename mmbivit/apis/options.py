@@ -1,0 +1,50 @@
+"""Command line options that the tools share."""
+
+import argparse
+import os
+from typing import Any
+
+from mmengine.config import DictAction
+
+__all__ = ["add_debug_option", "add_run_options", "set_local_rank"]
+
+
+class ConfigOptions(DictAction):
+    """``KEY=VALUE ...`` as MMEngine reads it, but with argparse's error for what is not of that form."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
+        for value in values:
+            if not value.partition("=")[0] or "=" not in value:
+                raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {value!r}")
+        super().__call__(parser, namespace, values, *args)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what training and evaluation have in common."""
+    parser.add_argument(
+        "--work-dir", metavar="DIR", help="where logs and checkpoints go (default: work_dirs/<config's name>)"
+    )
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the data set, in COCO's layout")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        metavar="KEY=VALUE",
+        help="change the config, for example model.backbone.with_cp=True train_dataloader.batch_size=4; "
+        'a list is key="[a,b]" or key=a,b, nested ones key="[(a,b),(c,d)]", without white space',
+    )
+    parser.add_argument(
+        "--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="who starts the processes"
+    )
+    # torch.distributed.launch passes --local-rank, older versions of it --local_rank.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--debug``."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or MMBIVIT_DEBUG=1)")
+
+
+def set_local_rank(local_rank: int) -> None:
+    """Tell MMEngine which process of this machine it is, where the launcher has not."""
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))

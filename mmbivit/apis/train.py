@@ -1,0 +1,113 @@
+"""Training."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+from torch import nn
+
+from mmbivit.datasets import check_coco_data, set_data_root
+
+from .checkpoints import fetch_checkpoints, use_safe_loading
+from .config import load_config, set_work_dir
+from .device import PeakMemoryHook, distributed, enable_amp, set_launcher
+from .run import build_runner
+
+__all__ = ["train", "train_config"]
+
+
+def train_config(
+    config: str | Path,
+    *,
+    work_dir: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = "none",
+    data_root: str | None = None,
+    float_checkpoint: str | None = None,
+    backbone_checkpoint: str | None = None,
+    tensorboard: bool = False,
+    seed: int | None = None,
+) -> Config:
+    """Make the config of a training run from a config file and the options of ``tools/train.py``.
+
+    Args:
+        config: the config file.
+        work_dir: where logs and checkpoints go; ``work_dirs/<config's name>`` by default.
+        amp: train in mixed precision.
+        auto_scale_lr: scale the learning rate with the batch size.
+        resume: a checkpoint to go on from, or ``'auto'`` for the latest in ``work_dir``, if there is one.
+        cfg_options: changes by dotted key; they go first, so that other options have the last word.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        data_root: folder of the data set, in COCO's layout.
+        float_checkpoint: see :func:`mmbivit.apis.load_config`.
+        backbone_checkpoint: see :func:`mmbivit.apis.load_config`.
+        tensorboard: write event files for TensorBoard too.
+        seed: seed of all random numbers.
+
+    Raises:
+        FileNotFoundError: if config or checkpoint do not exist.
+        ValueError: if an option does not fit the config; the message names the option.
+    """
+    cfg = load_config(config, cfg_options, float_checkpoint, backbone_checkpoint)
+    set_work_dir(cfg, work_dir)
+    set_launcher(cfg, launcher)
+    if data_root is not None:
+        set_data_root(cfg, data_root)
+    if amp:
+        enable_amp(cfg)
+    if auto_scale_lr:
+        if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
+            raise ValueError(
+                "--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=...) in the config"
+            )
+        cfg.auto_scale_lr.enable = True
+    if resume is not None:
+        _set_resume(cfg, resume)
+    if tensorboard:
+        if find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, dict(type="TensorboardVisBackend")]
+    if seed is not None:
+        cfg.merge_from_dict({"randomness.seed": seed})
+    return cfg
+
+
+def _set_resume(cfg: Config, resume: str) -> None:
+    if resume == "auto":
+        # MMEngine, told to resume where there is nothing to resume, starts without the config's load_from.
+        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        if latest is None:
+            print_log(f"Nothing to resume in {cfg.work_dir}: training starts anew.", "current", logging.WARNING)
+            return
+        resume = latest
+    elif "://" not in resume and not Path(resume).is_file():
+        raise FileNotFoundError(f"--resume: checkpoint {resume} does not exist")
+    cfg.resume = True
+    cfg.load_from = resume
+
+
+def train(cfg: Config) -> nn.Module:
+    """Run the training of a config and return the model.
+
+    Data and checkpoints are looked for first, before anything is built.
+
+    Raises:
+        FileNotFoundError: if data or a checkpoint is missing; the message says what to do.
+        ValueError: if a setting is impossible; it names the setting.
+    """
+    use_safe_loading()
+    check_coco_data(cfg, modes=[mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")])
+    with distributed(cfg):
+        fetch_checkpoints(cfg)
+        runner = build_runner(cfg)
+        if get_device() == "cpu":
+            runner.register_hook(PeakMemoryHook())
+        return runner.train()

@@ -1,0 +1,62 @@
+"""Which errors become one line."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.registry import MODELS
+
+from mmbivit.apis import user_errors
+from mmbivit.apis.config import load_config
+from mmbivit.models.arch import check_arch
+
+
+def line(capsys, action):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        action()
+    assert stop.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_files_and_our_own_checks_become_one_line(capsys, monkeypatch):
+    monkeypatch.delenv("MMBIVIT_DEBUG", raising=False)
+    assert line(capsys, lambda: load_config("no/such.py")) == "error: config no/such.py does not exist\n"
+    assert line(capsys, lambda: check_arch("huge")).startswith("error: arch='huge' is unknown; allowed: 'tiny'")
+    assert (
+        line(capsys, Path("no/such/file").read_text) == "error: [Errno 2] No such file or directory: 'no/such/file'\n"
+    )
+
+
+def test_unknown_type_in_a_config_becomes_one_line(capsys):
+    message = line(capsys, lambda: MODELS.build(dict(type="NoSuchModel")))
+    assert message.startswith("error: NoSuchModel is not in the")
+    assert message.count("\n") == 1
+
+
+def test_of_a_worker_process_only_the_error_itself_is_shown(capsys):
+    text = "Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback:\nFileNotFoundError: a.jpg"
+
+    def fail():
+        raise FileNotFoundError(text)
+
+    assert line(capsys, fail) == "error: FileNotFoundError: a.jpg\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("from elsewhere"), KeyError("a"), RuntimeError("b")])
+def test_defects_keep_their_traceback(error):
+    with pytest.raises(type(error)), user_errors():
+        raise error
+
+
+def test_debug_keeps_every_traceback(monkeypatch):
+    with pytest.raises(FileNotFoundError), user_errors(debug=True):
+        load_config("no/such.py")
+    monkeypatch.setenv("MMBIVIT_DEBUG", "1")
+    with pytest.raises(FileNotFoundError), user_errors():
+        load_config("no/such.py")
+
+
+def test_interruption_is_no_traceback(capsys):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

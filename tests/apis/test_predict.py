@@ -1,0 +1,92 @@
+"""Detections for image files."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+
+from mmbivit.apis import find_images, predict
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two images of different size, a text file and one that only claims to be an image."""
+    root = tmp_path / "images"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(root / "b.png"), rng.integers(0, 255, (64, 48, 3), dtype=np.uint8))
+    cv2.imwrite(str(root / "a.JPG"), rng.integers(0, 255, (40, 64, 3), dtype=np.uint8))
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def test_files_folders_and_patterns(folder):
+    a, b = folder / "a.JPG", folder / "b.png"
+    assert find_images([folder]) == [a, b]
+    assert find_images([b, a, b]) == [b, a]
+    assert find_images([f"{folder}/*.png", str(a)]) == [b, a]
+    assert find_images([f"{folder.parent}/**/*.png"]) == [b]
+
+
+def test_bad_files_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"image no/such.jpg does not exist"):
+        find_images(["no/such.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*\*.webp"):
+        find_images([f"{folder}/*.webp"])
+    with pytest.raises(ValueError, match=r"notes.txt is no image"):
+        find_images([folder / "notes.txt"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty has no image"):
+        find_images([tmp_path / "empty"])
+    (folder / "c.jpg").write_bytes(b"not a JPEG")
+    with pytest.raises(ValueError, match=r"c.jpg is no image"):
+        find_images([folder])
+    (tmp_path / "a.png").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(ValueError, match=r"a.JPG, .*a.png: outputs are named after the image"):
+        find_images([folder / "a.JPG", tmp_path / "a.png"])
+
+
+def test_pictures_and_json_equal_mmdets_inferencer(configs, float_checkpoint, folder, tmp_path):
+    from mmdet.apis import DetInferencer
+
+    files = predict(configs["float"], float_checkpoint, [folder], tmp_path / "out", device="cpu")
+
+    assert files == [tmp_path / "out" / "preds" / name for name in ("a.json", "b.json")]
+    assert sorted(path.name for path in (tmp_path / "out" / "vis").iterdir()) == ["a.JPG", "b.png"]
+    inferencer = DetInferencer(str(configs["float"]), str(float_checkpoint), device="cpu", show_progress=False)
+    for name, file, size in (("a.JPG", files[0], (40, 64)), ("b.png", files[1], (64, 48))):
+        found = json.loads(file.read_text())
+        (expected,) = inferencer(str(folder / name))["predictions"]
+        assert found == expected
+        assert len(found["scores"]) == len(found["masks"]) == 5
+        assert rle.decode(found["masks"][0]).shape == size
+        assert cv2.imread(str(tmp_path / "out" / "vis" / name)).shape[:2] == size
+
+
+def test_batch_size_changes_no_detection(configs, float_checkpoint, folder, tmp_path):
+    # Equal sizes, since padding to a common size changes what windows and convolutions see at the border.
+    picture = cv2.imread(str(folder / "b.png"))
+    for name in "cde":
+        cv2.imwrite(str(folder / f"{name}.png"), np.roll(picture, 7 * ord(name), axis=0))
+    results = []
+    for batch_size in (1, 2):
+        out = tmp_path / str(batch_size)
+        files = predict(configs["float"], float_checkpoint, [f"{folder}/*.png"], out, batch_size=batch_size)
+        results.append([json.loads(file.read_text()) for file in files])
+    assert len(results[0]) == 4
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_allclose(one["bboxes"], two["bboxes"], atol=1e-3)  # float32 sums in another order
+        np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
+
+
+def test_options_without_sense_are_named(configs, float_checkpoint, folder, monkeypatch):
+    with pytest.raises(ValueError, match="--batch-size 0"):
+        predict(configs["float"], float_checkpoint, [folder], "out", batch_size=0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cuda:0: PyTorch finds no CUDA"):
+        predict(configs["float"], float_checkpoint, [folder], "out", device="cuda:0")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint no.pth does not exist"):
+        predict(configs["float"], "no.pth", [folder], "out")

@@ -1,0 +1,227 @@
+"""Options of training, checkpoints it starts from, and a run through both stages."""
+
+import json
+import os
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmbivit.apis import train, train_config
+from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
+
+OURS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """An empty cache of torch.hub."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def differences(base: Config, changed: Config) -> set[str]:
+    return {key for key in {*base, *changed} if base.get(key) != changed.get(key)}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (dict(work_dir="x"), {"work_dir": "x"}),
+        (dict(seed=3), {"randomness": {"seed": 3}}),
+        (dict(auto_scale_lr=True), {"auto_scale_lr": {"enable": True, "base_batch_size": 16}}),
+        (dict(cfg_options={"find_unused_parameters": True}), {"find_unused_parameters": True}),
+    ],
+)
+def test_option_changes_its_part_of_the_config_only(configs, options, expected):
+    base, cfg = train_config(configs["float"]), train_config(configs["float"], **options)
+
+    assert differences(base, cfg) == set(expected)
+    assert {key: cfg[key] for key in expected} == expected
+
+
+def test_without_options_the_config_is_as_written(configs):
+    cfg = train_config(configs["float"])
+    assert differences(Config.fromfile(configs["float"]), cfg) == {"work_dir", "launcher"}
+    assert (cfg.work_dir, cfg.launcher) == (os.path.join("work_dirs", "tiny_float"), "none")
+
+
+def test_tensorboard_is_added_to_the_log_files(configs, monkeypatch):
+    cfg = train_config(configs["float"], tensorboard=True)
+    assert [backend.type for backend in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
+
+    monkeypatch.setattr(sys.modules["mmbivit.apis.train"], "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        train_config(configs["float"], tensorboard=True)
+
+
+def test_auto_scale_lr_needs_the_base_batch_size(configs):
+    with pytest.raises(ValueError, match="--auto-scale-lr needs auto_scale_lr"):
+        train_config(configs["float"], auto_scale_lr=True, cfg_options={"auto_scale_lr": None})
+
+
+def test_amp_depends_on_the_device(configs, monkeypatch):
+    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
+    wrapper = train_config(configs["float"], amp=True).optim_wrapper
+    assert (wrapper.type, wrapper.loss_scale) == ("AmpOptimWrapper", "dynamic")
+
+    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
+    options = {"optim_wrapper.loss_scale": 512.0}
+    wrapper = train_config(configs["float"], amp=True, cfg_options=options).optim_wrapper
+    assert wrapper.type == "CpuAmpOptimWrapper"
+    assert "loss_scale" not in wrapper
+
+
+def test_launcher_on_gpus_leaves_the_config_alone(monkeypatch):
+    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
+    name = OURS / "cascade_mask_rcnn_sibivit_swin_t.py"
+    cfg = train_config(name, launcher="slurm")
+    assert differences(train_config(name), cfg) == {"launcher"}
+    assert cfg.env_cfg.dist_cfg.backend == "nccl"
+
+
+def test_launcher_on_cpus_takes_gloo_and_batch_norm(monkeypatch):
+    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
+    cfg = train_config(OURS / "cascade_mask_rcnn_sibivit_swin_t.py", launcher="pytorch")
+
+    assert cfg.env_cfg.dist_cfg.backend == "gloo"
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    assert cfg.model_wrapper_cfg == dict(**wrapper, find_unused_parameters=True)
+    assert [head.norm_cfg.type for head in cfg.model.roi_head.bbox_head] == ["BN"] * 3
+    with pytest.raises(ValueError, match="--launcher slurm needs a GPU"):
+        train_config(OURS / "mask_rcnn_sibivit_swin_t.py", launcher="slurm")
+
+
+def test_resume(configs, tmp_path):
+    checkpoint = tmp_path / "epoch_1.pth"
+    config, option = configs["binary"], dict(work_dir=str(tmp_path))
+
+    # Nothing to resume: as without the option, with the weights that the config starts from.
+    cfg = train_config(config, resume="auto", **option)
+    assert (cfg.resume, cfg.load_from) == (False, cfg.float_checkpoint)
+    with pytest.raises(FileNotFoundError, match=r"--resume: checkpoint .*epoch_1.pth does not exist"):
+        train_config(config, resume=str(checkpoint), **option)
+
+    checkpoint.touch()
+    (tmp_path / "last_checkpoint").write_text(str(checkpoint))
+    for resume in ("auto", str(checkpoint)):
+        cfg = train_config(config, resume=resume, **option)
+        assert (cfg.resume, cfg.load_from) == (True, str(checkpoint))
+
+
+def test_data_root_reaches_datasets_and_metrics(configs):
+    cfg = train_config(configs["float"], data_root="elsewhere")
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == "elsewhere"
+    assert Path(cfg.val_evaluator.ann_file) == Path("elsewhere/annotations/instances_val2017.json")
+
+
+def test_missing_float_checkpoint_is_one_line_with_the_option(configs):
+    cfg = train_config(configs["binary"], float_checkpoint="no/such.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"no/such.pth does not exist; give the float.* --float-checkpoint FILE"
+    ):
+        fetch_checkpoints(cfg)
+
+
+def test_unreachable_float_checkpoint_names_url_and_option(configs, hub, monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(FileNotFoundError) as error:
+        fetch_checkpoints(train_config(configs["binary"]))
+    assert "https://unreachable.invalid/float.pth" in str(error.value)
+    assert "--float-checkpoint FILE" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_url_is_downloaded_once_and_used_by_student_and_teacher(configs, hub, monkeypatch):
+    calls = []
+
+    def download(url, path, *args, **kwargs):
+        calls.append(url)
+        Path(path).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    cfg = train_config(configs["binary"])
+    fetch_checkpoints(cfg)
+
+    local = str(hub / "checkpoints" / "float.pth")
+    assert calls == ["https://unreachable.invalid/float.pth"]
+    assert (cfg.load_from, cfg.custom_hooks[0].teacher.init_cfg.checkpoint) == (local, local)
+
+
+def test_finetuning_without_a_backbone_names_the_option(configs, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no pretrained backbone is given; .* --backbone-checkpoint FILE"):
+        fetch_checkpoints(train_config(configs["finetune"]))
+    with pytest.raises(FileNotFoundError, match=r"missing.pth does not exist; .* --backbone-checkpoint FILE"):
+        fetch_checkpoints(train_config(configs["finetune"], backbone_checkpoint="missing.pth"))
+
+    file = tmp_path / "backbone.pth"
+    file.touch()
+    cfg = train_config(configs["finetune"], backbone_checkpoint=str(file))
+    fetch_checkpoints(cfg)
+    assert cfg.model.backbone.init_cfg.checkpoint == str(file)
+
+
+def test_other_schemes_are_left_to_mmengine():
+    cfg = Config(dict(load_from="torchvision://resnet50", model=dict(backbone=dict(init_cfg=None))))
+    fetch_checkpoints(cfg)
+    assert cfg.load_from == "torchvision://resnet50"
+
+
+def test_missing_data_is_found_before_the_model_is_built(configs, monkeypatch):
+    cfg = train_config(configs["float"], data_root="no/such/folder")
+    cfg.model.type = "NoSuchModel"
+    with pytest.raises(FileNotFoundError, match="no/such/folder"):
+        train(cfg)
+
+
+def test_safe_loading_refuses_code(tmp_path):
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    torch.save(dict(state_dict={}, evil=os.system), tmp_path / "evil.pth")
+    use_safe_loading()
+    with pytest.raises(ValueError, match=r"evil.pth is no checkpoint that can be loaded safely"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "evil.pth"), map_location="cpu")
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_both_stages_with_log_memory_eta_and_event_file(configs, float_checkpoint, tmp_path, amp):
+    model = train(
+        train_config(
+            configs["binary"],
+            work_dir=str(tmp_path),
+            float_checkpoint=str(float_checkpoint),
+            tensorboard=True,
+            seed=0,
+            amp=amp,
+            cfg_options={"experiment_name": tmp_path.name},
+        )
+    )
+
+    assert model.backbone.stage == 2
+    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
+    steps = [step for step in map(json.loads, scalars.read_text().splitlines()) if "loss" in step]
+    assert [step["epoch"] for step in steps] == [1, 1, 2, 2]
+    assert ["loss_distill" in step for step in steps] == [True, True, False, False]
+    assert all(50 < step["memory"] < 20000 for step in steps)
+    assert list(tmp_path.glob("*/vis_data/events.out.tfevents.*"))
+    (log,) = tmp_path.glob("*/*.log")
+    assert "eta: " in log.read_text()
+    # The run started from the float detector: after four small steps the heads are still near it.
+    start = torch.load(float_checkpoint, weights_only=False)["state_dict"]["roi_head.bbox_head.fc_cls.weight"]
+    assert (model.roi_head.bbox_head.fc_cls.weight - start).abs().max() < 4 * 1.1e-3
+
+
+def test_amp_on_the_cpu_computes_in_bfloat16(configs):
+    from mmengine.optim import build_optim_wrapper
+
+    layer = torch.nn.Linear(2, 2)
+    wrapper = build_optim_wrapper(layer, dict(type="CpuAmpOptimWrapper", optimizer=dict(type="SGD", lr=0.1)))
+    with wrapper.optim_context(layer):
+        assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
+    assert layer(torch.ones(1, 2)).dtype == torch.float32

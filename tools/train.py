@@ -1,0 +1,68 @@
+"""Train a detector: ``python tools/train.py CONFIG``."""
+
+import argparse
+
+from mmbivit.apis import train, train_config, user_errors
+from mmbivit.apis.options import add_debug_option, add_run_options, set_local_rank
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Train a detector.")
+    parser.add_argument("config", help="config file, such as configs/mask_rcnn_sibivit_swin_t.py")
+    add_run_options(parser)
+    parser.add_argument(
+        "--amp", action="store_true", help="train in mixed precision: float16 on GPUs, bfloat16 on CPUs"
+    )
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size of all processes"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from a checkpoint; without one, from the latest in the work dir, if there is one",
+    )
+    parser.add_argument(
+        "--float-checkpoint",
+        metavar="FILE",
+        help="file or URL of the float detector that student and teacher start from (default: the URL in the config); "
+        "'none': start at random, without a teacher",
+    )
+    parser.add_argument(
+        "--backbone-checkpoint",
+        metavar="FILE",
+        help="file or URL of the pretrained binary backbone that a *_finetune.py config starts from",
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write event files for TensorBoard too")
+    parser.add_argument("--seed", type=int, help="seed of all random numbers")
+    add_debug_option(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the tool."""
+    args = parse_args()
+    set_local_rank(args.local_rank)
+    with user_errors(args.debug):
+        train(
+            train_config(
+                args.config,
+                work_dir=args.work_dir,
+                amp=args.amp,
+                auto_scale_lr=args.auto_scale_lr,
+                resume=args.resume,
+                cfg_options=args.cfg_options,
+                launcher=args.launcher,
+                data_root=args.data_root,
+                float_checkpoint=args.float_checkpoint,
+                backbone_checkpoint=args.backbone_checkpoint,
+                tensorboard=args.tensorboard,
+                seed=args.seed,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
