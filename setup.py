@@ -61,7 +61,8 @@ setup(
         # Two families that own the same folders: install one of them. None declares all that it imports.
         "onedl": ["onedl-mmdetection>=3.5,<4", "onedl-mmengine>=0.10.12", "onedl-mmcv>=2.3"],
         # mmcv-lite is mmcv without compiled ops, as a wheel; mmcv 2.1.0 itself does not build with today's setuptools.
-        "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1"],
+        # Its mmengine imports pkg_resources, which setuptools 81 and later do not promise any more.
+        "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1", "setuptools<81"],
         "demo": ["scikit-learn", "scikit-image"],
         "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard"],
     },

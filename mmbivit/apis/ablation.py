@@ -18,7 +18,6 @@ ARMS = {
     "two stages, no SI, MLP 3": "digits/ablation/two_stage_no_si_mlp3",
     "two stages, no SI, MLP 4": "digits/ablation/two_stage_no_si_mlp4",
     "single stage, SI, MLP 3": "digits/ablation/single_stage_si",
-    "single stage, no SI, MLP 4": "digits/ablation/single_stage_no_si_mlp4",
 }
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 
