@@ -87,13 +87,13 @@ class DecoupledTrainingHook(Hook):
         """Check the settings, then bring model and distillation into the stage where training starts or resumes."""
         self._check_switch(runner)
         self._check_wrapper(runner)
+        self._backbone = find_staged_backbone(_unwrapped(runner))
         self._enter_stage(runner, self._wanted_stage(runner))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Switch to stage 2 when its time has come."""
-        stage = self._wanted_stage(runner)
-        if stage != find_staged_backbone(_unwrapped(runner)).stage:
-            self._enter_stage(runner, stage)
+        if self._wanted_stage(runner) != self._backbone.stage:
+            self._enter_stage(runner, self._wanted_stage(runner))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Reset the learning rates after the last iteration of stage 1.
@@ -139,15 +139,14 @@ class DecoupledTrainingHook(Hook):
             )
 
     def _enter_stage(self, runner: Runner, stage: int) -> None:
-        backbone = find_staged_backbone(_unwrapped(runner))
-        before = backbone.stage
-        binary_layers, branches = backbone.set_stage(stage)
+        before = self._backbone.stage
+        binary_layers, branches = self._backbone.set_stage(stage)
         for hook in runner.hooks:
             if isinstance(ema_model := getattr(hook, "ema_model", None), nn.Module):
                 find_staged_backbone(ema_model).set_stage(stage)
         teacher_freed = ""
         if stage == 1:
-            self._start_distillation(runner, backbone)
+            self._start_distillation(runner)
         elif self._distiller is not None:
             self._stop_distillation()
             teacher_freed = ", teacher freed"
@@ -160,12 +159,14 @@ class DecoupledTrainingHook(Hook):
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
             )
 
-    def _start_distillation(self, runner: Runner, backbone: nn.Module) -> None:
+    def _start_distillation(self, runner: Runner) -> None:
         self._stop_distillation()
         if self.teacher_cfg is None:
             return
-        teacher = _build_teacher(self.teacher_cfg).to(next(backbone.parameters()).device)
-        self._distiller = BlockDistiller(_unwrapped(runner), backbone, teacher, self.distill_loss, self.distill_weight)
+        teacher = _build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
+        self._distiller = BlockDistiller(
+            _unwrapped(runner), self._backbone, teacher, self.distill_loss, self.distill_weight
+        )
 
     def _stop_distillation(self) -> None:
         if self._distiller is not None:

@@ -181,10 +181,10 @@ def test_teacher_is_freed_at_the_switch_and_its_forward_stops(tmp_path, teacher,
     calls, references = [], []
     original = DecoupledTrainingHook._start_distillation
 
-    def start(self, runner, backbone):
-        original(self, runner, backbone)
+    def start(self, runner):
+        original(self, runner)
         # The teacher is reachable only through what distillation registered.
-        found = [o for o in gc.get_objects() if isinstance(o, BinarySwinTransformer) and o is not backbone]
+        found = [o for o in gc.get_objects() if isinstance(o, BinarySwinTransformer) and o is not self._backbone]
         found = [
             o
             for o in found
