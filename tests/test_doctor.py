@@ -34,6 +34,8 @@ def environment(monkeypatch):
             return distributions[name]
 
         modules = {r.module for r in requirements.REQUIREMENTS if r.distribution in distributions}
+        if requirements.version_tuple(distributions.get("setuptools", "81")) < (81,):
+            modules.add("pkg_resources")
         monkeypatch.setattr(requirements.metadata, "version", version)
         monkeypatch.setattr(requirements, "is_importable", lambda module: module in modules)
 
@@ -84,8 +86,12 @@ def test_a_missing_package_is_one_readable_error_on_use(environment):
 def test_openmmlab_alone_is_fine_too(environment):
     others = {name: version for name, version in GOOD.items() if not name.startswith("onedl")}
     for mmcv in ("mmcv", "mmcv-lite"):
-        environment(others | {"mmdet": "3.3.0", mmcv: "2.1.0", "mmengine": "0.10.7"})
+        packages = others | {"mmdet": "3.3.0", mmcv: "2.1.0", "mmengine": "0.10.7"}
+        environment(packages | {"setuptools": "80.9.0"})
         assert doctor.diagnose().problems == ()
+        environment(packages | {"setuptools": "84.2.1"})
+        (problem,) = doctor.diagnose().problems
+        assert "needs pkg_resources" in problem.what and problem.mend == 'pip install "setuptools<81"'
 
 
 @pytest.mark.parametrize(

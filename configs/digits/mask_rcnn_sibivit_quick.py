@@ -7,5 +7,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min_ratio=0.3, by_epoch=False, begin=10, end=switch_iter),
     dict(type="CosineAnnealingLR", eta_min_ratio=0.02, by_epoch=False, begin=switch_iter, end=max_iters),
 ]
-custom_hooks = [{**hook, "switch_iter": switch_iter} for hook in {{_base_.custom_hooks}}]
+custom_hooks = _base_.custom_hooks
+custom_hooks[0].switch_iter = switch_iter
 default_hooks = dict(checkpoint=dict(interval=20), logger=dict(interval=5))

@@ -1,5 +1,6 @@
 """What training needs to know about the device: several processes and mixed precision, on CPUs too."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,8 +68,10 @@ def distributed(cfg: Config) -> Iterator[None]:
     else:
         init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
     yield
-    # Gloo's threads abort a process that ends while they run. After an error nobody waits: the others may hang.
+    # Gloo's threads can abort a process that ends while they run, and they run as long as DDP refers to them: what the
+    # runner leaves behind has to go first. After an error nobody waits, since the other processes may hang.
     barrier()
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 

@@ -74,19 +74,23 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
         FileNotFoundError: if data or checkpoint are missing.
         ValueError: if ``out`` is no pickle file.
     """
-    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
-    from mmdet.evaluation import DumpDetResults
-
     if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
     use_safe_loading()
     check_coco_data(cfg, modes=["test"])
     with distributed(cfg):
-        cfg.load_from = str(checkpoint_path(cfg.load_from))
-        runner = build_runner(cfg)
-        if out is not None:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
-        return runner.test()
+        return _evaluate(cfg, out)
+
+
+def _evaluate(cfg: Config, out: str | Path | None) -> dict[str, float]:
+    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
+    from mmdet.evaluation import DumpDetResults
+
+    cfg.load_from = str(checkpoint_path(cfg.load_from))
+    runner = build_runner(cfg)
+    if out is not None:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
+    return runner.test()
 
 
 def _draw_detections(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

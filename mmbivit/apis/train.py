@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
@@ -95,7 +96,7 @@ def _set_resume(cfg: Config, resume: str) -> None:
 
 
 def train(cfg: Config) -> nn.Module:
-    """Run the training of a config and return the model.
+    """Run the training of a config and return the model, without the wrapper of distributed training.
 
     Data and checkpoints are looked for first, before anything is built.
 
@@ -106,8 +107,13 @@ def train(cfg: Config) -> nn.Module:
     use_safe_loading()
     check_coco_data(cfg, modes=[mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")])
     with distributed(cfg):
-        fetch_checkpoints(cfg)
-        runner = build_runner(cfg)
-        if get_device() == "cpu":
-            runner.register_hook(PeakMemoryHook())
-        return runner.train()
+        return _train(cfg)
+
+
+def _train(cfg: Config) -> nn.Module:
+    fetch_checkpoints(cfg)
+    runner = build_runner(cfg)
+    if get_device() == "cpu":
+        runner.register_hook(PeakMemoryHook())
+    model = runner.train()
+    return model.module if is_model_wrapper(model) else model

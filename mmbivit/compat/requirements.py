@@ -130,6 +130,9 @@ def find_problems(modules: Iterable[str] = MODULES) -> list[Problem]:
             elif requirement.below and version_tuple(version) >= version_tuple(requirement.below):
                 what = f"{requirement.distribution} {version} is too new: below {requirement.below} is needed"
                 problems.append(Problem(what, _install(requirement)))
+            elif requirement.distribution == "mmengine" and not is_importable("pkg_resources"):
+                what = f"mmengine {version} needs pkg_resources, which newer setuptools no longer have"
+                problems.append(Problem(what, 'pip install "setuptools<81"'))
     return problems
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.dist import barrier, master_only
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,20 +67,22 @@ def checkpoint_path(file: str) -> Path:
         return Path(file)
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(str(file)).path).name
     if not path.is_file():
-        _download(str(file), path)
+        reason = _download(str(file), path) or "another rank could not fetch it"
         barrier()
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {file} could not be downloaded to {path}")
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint {file} could not be downloaded to {path}: {reason}")
     return path
 
 
 @master_only
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path) -> str | None:
+    """Fetch a file and return why that failed, if it did."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path))
     except OSError as error:
-        print_log(f"{url}: {error}", logger="current", level=30)
+        return str(error)
+    return None
 
 
 def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]:

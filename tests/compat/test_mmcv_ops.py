@@ -541,6 +541,7 @@ def stock_losses(name: str, **changes) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(config.model)
+        model.init_weights()  # mmdet's level_embed is uninitialised memory before
     size = (64, 96)
     sample = DetDataSample(
         metainfo=dict(img_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
