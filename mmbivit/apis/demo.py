@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,10 +139,8 @@ def run_steps(steps: Sequence[Step], out: Path, plan: DemoPlan, console: Console
             continue
         before, start = state["seconds"].get(step.key, 0.0), time.monotonic()
         try:
-            with _progress(console) as progress:
-                task = progress.add_task(title, total=1.0, note="")
-                step.run(lambda share, note, task=task: progress.update(task, completed=share, note=note))
-                progress.update(task, completed=1.0, visible=False)
+            with _progress(console, title) as report:
+                step.run(report)
             state["done"].append(step.key)
         finally:
             state["seconds"][step.key] = before + time.monotonic() - start
@@ -150,14 +149,25 @@ def run_steps(steps: Sequence[Step], out: Path, plan: DemoPlan, console: Console
     return state["seconds"]
 
 
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=console, refresh_per_second=2)
+@contextmanager
+def _progress(console: Console, title: str) -> Iterator[Callable[[float, str], None]]:
+    """Show the progress of a step: a bar in a terminal, else a line every 20 seconds."""
+    if not console.is_terminal:
+        console.print(f"  {title}")
+        last = time.monotonic()
+
+        def print_line(share: float, note: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 20:
+                last = time.monotonic()
+                console.print(f"    {note}", highlight=False)
+
+        yield print_line
+        return
+    columns = ("[progress.description]{task.description}", BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as progress:
+        task = progress.add_task(title, total=1.0, note="")
+        yield lambda share, note: progress.update(task, completed=share, note=note)
 
 
 def _then_link(train: Callable, work_dir: Path) -> Callable:
@@ -199,8 +209,7 @@ def _run_logged(line: list[str], log: Path, report: Callable[[float, str], None]
                         extra.append("stage 1: distilling")
                     report(int(now) / int(end), "  ".join(extra))
                 elif "Stage 2 from iteration" in text:
-                    report_line = text.split(" - ")[-1].strip()
-                    print(f"  {report_line}", flush=True)
+                    report(0.0, text.split(" - ")[-1].strip())
         except BaseException:
             process.terminate()
             raise
