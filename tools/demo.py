@@ -34,7 +34,7 @@ def main() -> None:
             seconds = run_steps(demo_steps(plan, out, Path(__file__).parent), out, plan, console)
         except KeyboardInterrupt:
             sys.exit("\nInterrupted. Run the same command again to go on from here.")
-        figure = draw_comparison(out / "data", predict_scenes(plan, out, count=8))
+        figure = draw_comparison(out / "data", predict_scenes(plan, out, count=7))
         figure.savefig(out / "detections.png")
         table = report_table(plan, out, seconds)
         console.print(table)

@@ -37,7 +37,6 @@ def read_metrics(work_dir: Path) -> dict[str, float]:
 
 def detector_sizes(config: str) -> tuple[ModelSize, ModelSize]:
     """Return the sizes of the backbone and of the whole detector of a config."""
-    DefaultScope.get_instance("mmbivit_demo", scope_name="mmdet")
     cfg = load_config(config_path(config))
     with DefaultScope.overwrite_default_scope("mmdet"):
         detector = MODELS.build(cfg.model)
@@ -73,14 +72,14 @@ def predict_scenes(plan: DemoPlan, out: Path, count: int) -> dict[str, list[Path
     """Detect digits in the first validation scenes with both detectors; returns the JSON files by detector."""
     data = DigitScenes.load(out / "data")
     images = sorted(data.image_dir("val").iterdir())[:count]
-    runs = {"float": plan.float_config, "sibivit": plan.binary_config}
+    runs = {"float Mask R-CNN": ("float", plan.float_config), "SI-BiViT": ("sibivit", plan.binary_config)}
     return {
-        name: predict(config_path(config), out / name / "last.pth", images, out / "predictions" / name, batch_size=8)
-        for name, config in runs.items()
+        title: predict(config_path(config), out / name / "last.pth", images, out / "predictions" / name, batch_size=8)
+        for title, (name, config) in runs.items()
     }
 
 
-def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_thr: float = 0.5) -> "Figure":
+def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_thr: float = 0.4) -> "Figure":
     """Draw scenes in columns: the annotation, then the detections of each detector.
 
     Args:
