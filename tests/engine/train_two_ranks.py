@@ -1,5 +1,6 @@
 """Run by torchrun on two gloo ranks: trains the toy model through the switch and saves what each rank has."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -63,3 +64,7 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    # Gloo's threads may abort a process that ends while they run: free the runners, then end the group.
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
