@@ -79,7 +79,7 @@ def predict_scenes(plan: DemoPlan, out: Path, count: int) -> dict[str, list[Path
     }
 
 
-def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_thr: float = 0.4) -> "Figure":
+def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_thr: float = 0.5) -> "Figure":
     """Draw scenes in columns: the annotation, then the detections of each detector.
 
     Args:
