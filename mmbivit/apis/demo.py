@@ -1,6 +1,7 @@
 """The demo: makes data, trains a float and a binary detector, evaluates both and draws what they see."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -191,10 +192,11 @@ def _run_logged(line: list[str], log: Path, report: Callable[[float, str], None]
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     tail: deque[str] = deque(maxlen=15)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # else what it prints comes after what it logs
     with (
         open(log, "a") as file,
         subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
         ) as process,
     ):
         try:
