@@ -1,5 +1,5 @@
 # A Mask R-CNN small enough to learn the digit scenes on two CPU cores: narrow neck and heads, few RoIs, and anchors
-# of 12 to 96 pixels. RoIAlign takes one sample a bin, as its backward pass was a quarter of a training step.
+# of 12 to 96 pixels. RoIAlign takes one sample a bin, as its backward pass is slow on CPUs.
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
 arch = dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 8))
 roi_layer = dict(type="RoIAlign", sampling_ratio=1)

@@ -12,7 +12,7 @@ __all__ = ["binarize_weight", "rprelu", "sign", "sign_ste", "straight_through", 
 
 def sign(x: Tensor) -> Tensor:
     """Return +1 where ``x >= 0`` and -1 elsewhere, in the dtype of ``x`` (Eq. 1; no gradient)."""
-    # Adding 0 turns -0.0 into +0.0. On the CPU this is over 10 times faster than torch.where.
+    # Adding 0 turns -0.0 into +0.0. On the CPU, torch.where with two scalars is far slower.
     return torch.copysign(torch.ones((), dtype=x.dtype, device=x.device), x + 0.0)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EXTENSION = "mmcv._ext"
 
 _HOW_TO_COMPILE = (
-    "To use it, build mmcv with its ops (needs a C++ compiler, and 38 CPU-minutes):\n"
+    "To use it, build mmcv with its ops (needs a C++ compiler, and patience):\n"
     "  pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation --no-binary onedl-mmcv onedl-mmcv\n"
     "or, for OpenMMLab's mmcv:\n"
     '  MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "mmcv==2.1.0"'
