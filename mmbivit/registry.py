@@ -4,6 +4,7 @@
 name and then the ``locations`` on the first look-up. It stays trivial, because import errors here are swallowed.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -14,5 +15,8 @@ from mmengine.registry import Registry
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmbivit", locations=["mmbivit.models", "mmbivit.distill"])
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmbivit", locations=["mmbivit.engine"])
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="mmbivit", locations=["mmbivit.datasets"])
+DATA_SAMPLERS = Registry(
+    "data sampler", parent=MMENGINE_DATA_SAMPLERS, scope="mmbivit", locations=["mmbivit.datasets"]
+)
 TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope="mmbivit", locations=["mmbivit.datasets"])
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope="mmbivit", locations=["mmbivit.evaluation"])
