@@ -1,9 +1,13 @@
-"""Checkpoints: safe loading, and the key names of mmdet, timm and the official Swin.
+"""Checkpoints: safe loading, and weights of other networks and implementations.
 
-One pre-load hook (:func:`register_key_mapping`) renames keys, so that ``load_state_dict``, MMEngine's ``load_from``
-and ``init_cfg`` all accept float Swin weights of any of the three, for float and binary networks.
+Pre-load hooks (:func:`register_key_mapping` of a backbone, :func:`register_classifier_key_mapping` of a classifier)
+rename and fit what is loaded, so that ``load_state_dict``, MMEngine's ``load_from`` and ``init_cfg`` all accept float
+Swin weights of mmdet, timm and the official Swin, for float and binary networks.
 """
 
+import argparse
+import difflib
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -12,25 +16,28 @@ from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
+import timm
 import torch
 from mmengine.dist import barrier, master_only
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["checkpoint_path", "load_checkpoint_file", "load_pretrained", "register_key_mapping", "safe_globals"]
+from .keys import BINARY_ONLY, find_prefix, find_state_dict, head_name, is_foreign, to_own_keys
 
-_RENAMES = (
-    (r"^layers\.", "stages."),
-    (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"\.attn\.w_msa\.", ".attn."),
-    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
-    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
-    (r"\.norm2\.", ".mlp.norm."),
-)
-_DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^head\.")
-_BINARY_ONLY = re.compile(r"_quantizer\.|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
-_FOREIGN = re.compile(r"^layers\.|^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.|\.blocks\.\d+\.norm2\.")
+__all__ = [
+    "FETCHED_SCHEMES",
+    "checkpoint_path",
+    "load_checkpoint_file",
+    "load_pretrained",
+    "register_classifier_key_mapping",
+    "register_key_mapping",
+    "safe_globals",
+    "save_atomically",
+]
+
+TIMM_SCHEME = "timm://"
+FETCHED_SCHEMES = ("http://", "https://", TIMM_SCHEME)
 
 
 def _history_method(owner: type, name: str) -> Callable:
@@ -41,12 +48,13 @@ def _history_method(owner: type, name: str) -> Callable:
 
 
 def safe_globals() -> list[Any]:
-    """Return what MMEngine's own checkpoints hold beside tensors; none of it runs code when it is loaded."""
+    """Return what checkpoints of MMEngine and timm hold beside tensors; none of it runs code when it is loaded."""
     scalars = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
     reconstruct = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
     return [
         (_history_method, "builtins.getattr"),
         HistoryBuffer,
+        argparse.Namespace,
         np.ndarray,
         np.dtype,
         reconstruct._reconstruct,
@@ -56,40 +64,81 @@ def safe_globals() -> list[Any]:
 
 
 def checkpoint_path(file: str) -> Path:
-    """Return the local path of a checkpoint; a URL is downloaded once into torch's hub cache, by one rank.
+    """Return the local path of a checkpoint.
+
+    A URL and the weights of a timm model (``timm://swin_tiny_patch4_window7_224.ms_in1k``) are fetched once into
+    torch's hub cache, by one rank; all ranks must call this.
 
     Raises:
-        FileNotFoundError: if a local file does not exist, or a URL cannot be reached.
+        FileNotFoundError: if a local file does not exist, or another one cannot be fetched.
+        ValueError: if timm has no weights of this name.
     """
-    if not re.match(r"https?://", str(file)):
+    file = str(file)
+    if not file.startswith(FETCHED_SCHEMES):
         if not Path(file).is_file():
             raise FileNotFoundError(f"checkpoint {file} does not exist")
         return Path(file)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(str(file)).path).name
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    if file.startswith(TIMM_SCHEME):
+        name = file.removeprefix(TIMM_SCHEME)
+        _check_timm_name(name)
+        path, fetch = cache / f"timm_{name}.pth", _fetch_from_timm
+    else:
+        name = file
+        path, fetch = cache / Path(urlparse(file).path).name, torch.hub.download_url_to_file
+    reason = _fetch(fetch, name, path) or "another rank could not fetch it"
+    barrier()  # also where the file is there: it may just have been written by a rank that waits
     if not path.is_file():
-        reason = _download(str(file), path) or "another rank could not fetch it"
-        barrier()
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {file} could not be downloaded to {path}: {reason}")
+        raise FileNotFoundError(
+            f"checkpoint {file} could not be downloaded to {path}: {reason}; give a local file instead"
+        )
     return path
 
 
 @master_only
-def _download(url: str, path: Path) -> str | None:
-    """Fetch a file and return why that failed, if it did."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _fetch(fetch: Callable[[str, str], None], name: str, path: Path) -> str | None:
+    """Fetch a file, if it is not there, and return why that failed, if it did."""
+    if path.is_file():
+        return None
     try:
-        torch.hub.download_url_to_file(url, str(path))
-    except OSError as error:
-        return str(error)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fetch(name, str(path))
+    except Exception as error:  # torch, timm and its hub's client each raise their own kinds
+        return (str(error).splitlines() or [type(error).__name__])[0]
     return None
+
+
+def _check_timm_name(name: str) -> None:
+    if timm.is_model_pretrained(name):
+        return
+    known = timm.list_models(pretrained=True)
+    names = difflib.get_close_matches(name, known, n=3)
+    hint = f"do you mean {' or '.join(names)}?" if names else "timm.list_models(pretrained=True) names those it has"
+    raise ValueError(f"checkpoint {TIMM_SCHEME}{name}: timm has no pretrained weights of this name; {hint}")
+
+
+def _fetch_from_timm(name: str, path: str) -> None:
+    """Let timm download the weights of a model, and save its state dict."""
+    save_atomically(timm.create_model(name, pretrained=True).state_dict(), path)
+
+
+def save_atomically(content: Any, path: str | Path) -> None:
+    """Write a checkpoint so that a file of this name is always whole; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(content, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]:
     """Load a checkpoint without running code from it.
 
     Args:
-        file: path or URL.
+        file: path, URL or name of a timm model, see :func:`checkpoint_path`.
         map_location: where tensors go.
 
     Returns:
@@ -97,16 +146,20 @@ def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]
 
     Raises:
         FileNotFoundError: if the file does not exist or cannot be downloaded.
-        ValueError: if it is no checkpoint, or holds more than tensors, plain containers and MMEngine's log history.
+        ValueError: if it is no checkpoint, holds more than tensors, plain containers, timm's options and MMEngine's
+            log history, or timm has no such weights.
     """
     path = checkpoint_path(file)
     try:
         with torch.serialization.safe_globals(safe_globals()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # of a file that may hold anything, unpickling may raise anything
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line.strip() for line in lines if "WeightsUnpickler error" in line), lines[0])
         raise ValueError(f"{file} is no checkpoint that can be loaded safely: {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{file} is no checkpoint: it holds a {type(checkpoint).__name__}, expected a dict of tensors")
+    return checkpoint
 
 
 def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str | None = None) -> tuple[list, list]:
@@ -124,14 +177,9 @@ def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str |
     Raises:
         ValueError: if no key starts with ``prefix``, or the checkpoint is of another architecture.
     """
-    state_dict = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
-    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    if prefix is None:
-        prefix = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
-    prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    state_dict = {key.removeprefix("module."): value for key, value in find_state_dict(checkpoint).items()}
+    prefix = find_prefix(state_dict, prefix)
     state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    if not state_dict:
-        raise ValueError(f"the checkpoint has no key that starts with prefix={prefix!r}")
     missing, unexpected = module.load_state_dict(state_dict, strict=False)
     return [key for key in missing if not key.endswith("num_batches_tracked")], unexpected
 
@@ -145,6 +193,8 @@ def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> Non
     - fitted: position bias tables of another window size are interpolated; where a float network initialises a
       binary one, the MLP units of largest norm are kept, LayerNorm's affine goes into BatchNorm, and what only the
       binary network has stays as it is;
+    - matched to ``out_indices``: norms of stages that this network does not return are left out, and where a
+      classifier's backbone (which has the last norm only) initialises a detector's, the other norms stay as they are;
     - compared with the network's shapes.
 
     Args:
@@ -158,45 +208,64 @@ def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> Non
     def hook(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         current = module.state_dict()
-        if convert_foreign and any(map(_FOREIGN.search, own)):
-            own = _to_own_keys(own, len(module.stages))
+        if convert_foreign and is_foreign(own):
+            own = to_own_keys(own, len(module.stages))
             own["training_stage"] = current["training_stage"]
         if own:
+            _match_output_norms(own, current, len(module.stages))
             _fit(own, current)
         state_dict.update({prefix + key: value for key, value in own.items()})
 
     module.register_load_state_dict_pre_hook(hook)
 
 
-def _to_own_keys(state_dict: dict[str, Tensor], num_stages: int) -> dict[str, Tensor]:
-    """Rename the keys of mmdet, timm and the official Swin."""
-    from_mmdet = not any(key.startswith("layers.") for key in state_dict)
-    # timm puts patch merging at the start of the next stage, the others at the end of this one.
-    late_downsample = f"layers.{num_stages - 1}.downsample.reduction.weight" in state_dict
-    renamed = {}
-    for key, value in state_dict.items():
-        if _DROPPED.search(key):
-            continue
-        for pattern, name in _RENAMES:
-            key = re.sub(pattern, name, key)
-        key = re.sub(r"^norm\.", f"norm{num_stages - 1}.", key)
-        if ".downsample." in key:
-            if late_downsample:
-                key = re.sub(r"^stages\.(\d+)", lambda match: f"stages.{int(match[1]) - 1}", key)
-            if from_mmdet:
-                value = _unfold_to_concat(value)
-        renamed[key] = value
-    return renamed
+def register_classifier_key_mapping(module: nn.Module) -> None:
+    """Make a classifier accept whole float classifiers of timm, the official Swin and mmpretrain.
+
+    Before each load, keys of a bare network (none starts with ``backbone.``) are put under ``backbone.``, where the
+    hook of the backbone renames them, and ``head.fc.`` becomes ``head.``.
+
+    Args:
+        module: a :class:`mmbivit.models.ImageClassifier`, with a ``backbone`` and a linear ``head``.
+
+    Raises:
+        ValueError: on load, if the head has another number of classes.
+    """
+
+    def hook(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+        own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        if not any(key.startswith("backbone.") for key in own):
+            parts = dict(module.named_children())
+            own = {key if key.partition(".")[0] in parts else f"backbone.{key}": value for key, value in own.items()}
+        own = {head_name(key): value for key, value in own.items()}
+        weight = own.get("head.weight")
+        if weight is not None and len(weight) != module.head.out_features:
+            raise ValueError(
+                f"the checkpoint's head has {len(weight)} classes, this model num_classes={module.head.out_features}; "
+                f"give num_classes={len(weight)}, or load the backbone alone with model.backbone.init_cfg"
+            )
+        state_dict.update({prefix + key: value for key, value in own.items()})
+
+    module.register_load_state_dict_pre_hook(hook)
 
 
-def _unfold_to_concat(value: Tensor) -> Tensor:
-    """Reorder the ``4 * C`` inputs of patch merging: mmdet's (channel, row, column) to (column, row, channel)."""
-    channels = value.shape[-1] // 4
-    return value.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
+def _match_output_norms(state_dict: dict[str, Tensor], current: dict[str, Tensor], num_stages: int) -> None:
+    """Drop norms of stages that the network does not return; where only the last was trained, keep its other ones."""
+    given, wanted = ({i for i in range(num_stages) if f"norm{i}.weight" in keys} for keys in (state_dict, current))
+    for key in [key for i in given - wanted for key in state_dict if key.startswith(f"norm{i}.")]:
+        del state_dict[key]
+    fresh = [f"norm{i}" for i in sorted(wanted - given)] if num_stages - 1 in given else []
+    for name in fresh:
+        state_dict.update({key: value for key, value in current.items() if key.startswith(f"{name}.")})
+    if fresh:
+        names = ", ".join(fresh)
+        print_log(f"The checkpoint has the last stage's norm only, as classifiers do: {names} start fresh.", "current")
 
 
 def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
     """Fit a state dict with our own keys to the network's tensors, in place."""
+    if not any(key in current for key in state_dict):
+        raise ValueError(f"the checkpoint is of another arch: none of its keys, such as {next(iter(state_dict))}, fits")
     for key, value in state_dict.items():
         if key.endswith("relative_position_bias_table") and key in current:
             state_dict[key] = _resize_bias_table(value, len(current[key]))
@@ -215,7 +284,7 @@ def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
                 f"this network expects {tuple(expected)}; check arch, mlp_ratio, window_size and spatial_interaction"
             )
     if from_float:
-        for key in filter(_BINARY_ONLY.search, current):
+        for key in filter(BINARY_ONLY.search, current):
             state_dict.setdefault(key, current[key])
 
 

@@ -93,7 +93,7 @@ class SwinBlock(nn.Module):
         shift: cyclic shift of the windows in tokens.
         recipe: which quantizers, activation function and norm to build.
         si_ratio: hidden over input tokens of the spatial interaction branch; ``None`` for no branch.
-        qkv_bias, qk_scale, attn_drop, drop: see :class:`BinarySwinTransformer`.
+        qkv_bias, qk_scale, attn_drop, drop, shift_single_window: see :class:`BinarySwinTransformer`.
         drop_path: probability of dropping a branch of a sample.
         with_cp: recompute the block in the backward pass.
 
@@ -115,10 +115,12 @@ class SwinBlock(nn.Module):
         drop: float = 0.0,
         drop_path: float = 0.0,
         with_cp: bool = False,
+        shift_single_window: bool = True,
     ):
         super().__init__()
         self.window_size = window_size
         self.shift = shift
+        self.shift_single_window = shift_single_window
         self.mask_padding = recipe.mask_padding
         self.with_cp = with_cp
         self.norm1 = recipe.norm_layer(embed_dims)
@@ -135,7 +137,8 @@ class SwinBlock(nn.Module):
         return self._forward(x, hw_shape)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        layout = WindowLayout(hw_shape, self.window_size, self.shift)
+        single = min(hw_shape) <= self.window_size and not self.shift_single_window
+        layout = WindowLayout(hw_shape, self.window_size, 0 if single else self.shift)
         mask = layout.attention_mask(self.mask_padding, x.device)
         x = x + self.drop_path(layout.merge(self.attn(layout.split(norm_tokens(self.norm1, x)), mask)))
         return x + self.drop_path(self.mlp(x, layout))
@@ -204,10 +207,12 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0.
         use_abs_pos_embed: add a learnable position embedding to the tokens.
         with_cp: recompute blocks in the backward pass (less memory, more time).
+        shift_single_window: shift windows also where a feature map is not longer than one, as mmdet does for detection;
+            ``False`` for classification, as in timm and the official Swin: at 224 pixels the last stage is one window.
         convert_weights: accept the key names of other Swin implementations on load; otherwise only our own.
         frozen_stages: freeze the patch embedding (0) and the first stages (1, 2, ...); -1 for none.
         norm_eval: keep the running statistics of BatchNorm fixed in training.
-        init_cfg: ``dict(type='Pretrained', checkpoint=file or URL, prefix='backbone.')`` or ``None``.
+        init_cfg: ``dict(type='Pretrained', checkpoint=file, URL or timm://NAME, prefix='backbone.')`` or ``None``.
 
     Shape: images ``(B, in_channels, H, W)`` -> tuple of ``(B, C * 2**i, ceil(H / (4 * 2**i)), ...)`` for ``i`` in
     ``out_indices``.
@@ -237,6 +242,7 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         drop_path_rate: float = 0.1,
         use_abs_pos_embed: bool = False,
         with_cp: bool = False,
+        shift_single_window: bool = True,
         convert_weights: bool = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -282,6 +288,7 @@ class BinarySwinTransformer(StagedModule, BaseModule):
                     drop=drop_rate,
                     drop_path=next(drop_path),
                     with_cp=with_cp,
+                    shift_single_window=shift_single_window,
                 )
                 for block in range(depth)
             ]

@@ -1,20 +1,23 @@
 """Loading: weights of mmdet, timm and the official Swin, other architectures, and files that are not to be trusted."""
 
+import argparse
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
+import timm
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import load_checkpoint
-from timm.models.swin_transformer import SwinTransformer as TimmSwin
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
+from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
 from mmbivit.models import BinarySwinTransformer, load_checkpoint_file, load_pretrained
-from mmbivit.models.checkpoint import checkpoint_path
-
-ARCH = dict(embed_dims=8, depths=(2, 2), num_heads=(1, 2))
+from mmbivit.models.checkpoint import checkpoint_path, save_atomically
+from tests.swin_weights import ARCH, make_timm_swin, official_keys
 
 
 def float_swin(**kwargs):
@@ -28,24 +31,14 @@ def binary_swin(**kwargs):
 
 @pytest.fixture
 def timm_swin():
-    model = TimmSwin(
-        img_size=112, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=7, num_classes=3, drop_path_rate=0.0
-    )
-    for name, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
-    return model.eval()
+    return make_timm_swin()
 
 
-def official_keys(timm_state):
-    """timm's state dict under the names of the official files: patch merging ends a stage, buffers are saved."""
-    state = {}
-    for key, value in timm_state.items():
-        if key.startswith("layers.1.downsample."):
-            key = key.replace("layers.1.", "layers.0.")
-        state[key.replace("head.fc.", "head.")] = value
-    state["layers.0.blocks.1.attn_mask"] = torch.zeros(16, 49, 49)
-    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
-    return state
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch.hub."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub"
 
 
 @pytest.mark.parametrize("source", ["timm", "official"])
@@ -198,12 +191,44 @@ def test_broken_and_missing_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"{name} is no checkpoint"):
             load_checkpoint_file(str(tmp_path / name))
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="list.pth is no checkpoint: it holds a list, expected a dict"):
+        load_checkpoint_file(str(tmp_path / "list.pth"))
     with pytest.raises(FileNotFoundError, match="missing.pth does not exist"):
         load_checkpoint_file(str(tmp_path / "missing.pth"))
 
 
-def test_urls_are_downloaded_once_into_the_hub_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+def test_timms_training_options_load(tmp_path):
+    torch.save(dict(state_dict={}, arch="a", args=argparse.Namespace(lr=0.5, model="a")), tmp_path / "timm.pth.tar")
+    assert load_checkpoint_file(str(tmp_path / "timm.pth.tar"))["args"].lr == 0.5
+    torch.save(dict(args=argparse.Namespace(lr=Malicious(str(tmp_path / "trap")))), tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="can be loaded safely"):
+        load_checkpoint_file(str(tmp_path / "bad.pth"))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "new" / "weights.pth"
+    save_atomically(dict(a=1), file)
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        save_atomically(dict(a=2, b=lambda: None), file)
+    assert load_checkpoint_file(str(file)) == dict(a=1)
+    assert os.listdir(file.parent) == ["weights.pth"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["conv1.weight", "layer1.0.conv1.weight"], "none of its keys, such as conv1.weight, fits"),
+        (["layers.0.blocks.0.attn.logit_scale", "norm.weight"], r"it has stages.0.blocks.0.attn.logit_scale, which"),
+    ],
+    ids=["resnet", "swin_v2"],
+)
+def test_other_architectures_are_refused(keys, message):
+    with pytest.raises(ValueError, match="checkpoint is of another arch: " + message):
+        load_pretrained(float_swin(), {key: torch.ones(16) for key in keys})
+
+
+def test_urls_are_downloaded_once_into_the_hub_cache(hub, monkeypatch):
     calls = []
 
     def download(url, path):
@@ -214,9 +239,76 @@ def test_urls_are_downloaded_once_into_the_hub_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
-        assert checkpoint_path("https://example.org/a/weights.pth?x=1") == tmp_path / "checkpoints" / "weights.pth"
+        assert checkpoint_path("https://example.org/a/weights.pth?x=1") == hub / "checkpoints" / "weights.pth"
     assert len(calls) == 1
     with pytest.raises(
         FileNotFoundError, match=r"https://example.org/offline.pth could not be downloaded .*: no route to host"
     ):
         checkpoint_path("https://example.org/offline.pth")
+
+
+TIMM_NAME = "swin_tiny_patch4_window7_224.ms_in1k"
+
+
+@pytest.fixture
+def timm_calls(monkeypatch, timm_swin):
+    """What timm is asked for; it gives the tiny Swin."""
+    calls = []
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: calls.append((args, kwargs)) or timm_swin)
+    return calls
+
+
+def test_timm_names_become_local_files_once(hub, timm_calls, timm_swin, monkeypatch):
+    barriers = []
+    monkeypatch.setattr("mmbivit.models.checkpoint.barrier", lambda: barriers.append(1))
+    for _ in range(2):
+        path = checkpoint_path(f"timm://{TIMM_NAME}")
+        assert path == hub / "checkpoints" / f"timm_{TIMM_NAME}.pth"
+    assert timm_calls == [((TIMM_NAME,), dict(pretrained=True))]
+    assert os.listdir(path.parent) == [path.name]
+    assert len(barriers) == 2  # a rank that finds the file meets the one that has just written it
+    for state in (torch.load(path, weights_only=True), load_checkpoint_file(f"timm://{TIMM_NAME}")):
+        assert all(torch.equal(value, state[key]) for key, value in timm_swin.state_dict().items())
+
+
+def test_mmengine_loads_timm_names(hub, timm_calls, timm_swin, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, "_schemes", CheckpointLoader._schemes.copy())
+    use_safe_loading()
+    loaded = CheckpointLoader.load_checkpoint(f"timm://{TIMM_NAME}", map_location="cpu")
+    assert set(loaded) == {"state_dict"} and set(loaded["state_dict"]) == set(timm_swin.state_dict())
+
+
+def test_training_configs_get_local_files_for_timm_names(hub, timm_calls):
+    name = f"timm://{TIMM_NAME}"
+    pretrained = dict(type="Pretrained", checkpoint=name)
+    model = dict(init_cfg=pretrained, backbone=dict(init_cfg=pretrained))
+    cfg = Config(dict(load_from=name, model=model, custom_hooks=[dict(teacher=dict(init_cfg=pretrained))]))
+    fetch_checkpoints(cfg)
+    local = str(hub / "checkpoints" / f"timm_{TIMM_NAME}.pth")
+    init_cfgs = (cfg.model.init_cfg, cfg.model.backbone.init_cfg, cfg.custom_hooks[0].teacher.init_cfg)
+    assert [cfg.load_from, *(init_cfg.checkpoint for init_cfg in init_cfgs)] == [local] * 4
+    assert len(timm_calls) == 1
+
+
+def test_unknown_timm_names_show_similar_ones(hub, timm_calls):
+    for name in ("swin_tiny_patch4_window7_224.ms_in1", "swin_tiny_patch4_window8_224", "swin_tiny_patch4_window7"):
+        with pytest.raises(ValueError, match=rf"timm://{name}: timm has no .* mean .*swin_tiny_patch4_window7_224\.ms"):
+            checkpoint_path(f"timm://{name}")
+    with pytest.raises(ValueError, match=r"timm://\.\./x: .* timm.list_models\(pretrained=True\) names"):
+        checkpoint_path("timm://../x")
+    assert not timm_calls
+
+
+def test_timm_weights_out_of_reach_name_the_way_out(hub, monkeypatch):
+    def offline(*args, **kwargs):
+        raise RuntimeError("no connection to the hub\nand a long explanation")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    name = f"timm://{TIMM_NAME}"
+    message = rf"^checkpoint {name} could not be downloaded to .*: no connection to the hub; give a local file instead"
+    with pytest.raises(FileNotFoundError, match=message + "$"):
+        checkpoint_path(name)
+    cfg = Config(dict(float_checkpoint=name, load_from=name, model={}))
+    with pytest.raises(FileNotFoundError, match=message + "; give the float model with --float-checkpoint FILE"):
+        fetch_checkpoints(cfg)
+    assert not re.search("part", "".join(os.listdir(hub / "checkpoints")))

@@ -1,0 +1,143 @@
+"""The names of Swin weights: ours, and those of mmdet, timm and the official repository.
+
+Everything here is about names and the layout of tensors; what is done with files is in ``checkpoint.py`` and
+``conversion.py``.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+__all__ = [
+    "BINARY_ONLY",
+    "count_stages",
+    "find_family",
+    "find_prefix",
+    "find_state_dict",
+    "head_name",
+    "is_foreign",
+    "own_names",
+    "own_value",
+    "timm_name",
+    "to_own_keys",
+]
+
+_RENAMES = (
+    (r"^layers\.", "stages."),
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"\.attn\.w_msa\.", ".attn."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"\.norm2\.", ".mlp.norm."),
+)
+_TO_TIMM = ((r"^stages\.", "layers."), (r"\.mlp\.norm\.", ".norm2."), (r"^head\.", "head.fc."))
+_DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^head\.")
+_FOREIGN = re.compile(r"^layers\.|^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.|\.blocks\.\d+\.norm2\.")
+_OPENMMLAB = re.compile(r"^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.")
+BINARY_ONLY = re.compile(r"_quantizer\.|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
+
+
+def find_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint: under ``state_dict``, under ``model`` (official Swin), or all of it."""
+    return checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+
+
+def find_prefix(keys: Iterable[str], prefix: str | None = None) -> str:
+    """Return what the backbone's keys start with, ending in a dot, or ``''``.
+
+    Args:
+        keys: all keys of a state dict.
+        prefix: the prefix if it is known; by default ``'backbone.'`` if any key has it.
+
+    Raises:
+        ValueError: if no key starts with ``prefix``.
+    """
+    keys = list(keys)
+    if prefix is None:
+        prefix = "backbone." if any(key.startswith("backbone.") for key in keys) else ""
+    prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    if not any(key.startswith(prefix) for key in keys):
+        raise ValueError(
+            f"the checkpoint has no key that starts with prefix={prefix!r}; "
+            f"its keys are such as {', '.join(keys[:2]) or '(none)'}"
+        )
+    return prefix
+
+
+def is_foreign(keys: Iterable[str]) -> bool:
+    """Whether keys of a backbone are those of another implementation."""
+    return any(map(_FOREIGN.search, keys))
+
+
+def find_family(keys: Iterable[str]) -> str:
+    """Return whose names the keys of a Swin backbone are: ``mmbivit``, ``mmdet``, ``official`` or ``timm``."""
+    keys = list(keys)
+    if not is_foreign(keys):
+        return "mmbivit"
+    if any(map(_OPENMMLAB.search, keys)):
+        return "mmdet"
+    # Patch merging ends a stage in the official Swin, and begins the next one in timm.
+    return "official" if any(key.startswith("layers.0.downsample.") for key in keys) else "timm"
+
+
+def count_stages(keys: Iterable[str]) -> int:
+    """Return how many stages the keys of a Swin backbone have; 0 if they are of another architecture."""
+    matches = (re.match(r"(?:layers|stages)\.(\d+)\.blocks\.\d+\.", key) for key in keys)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def head_name(key: str) -> str:
+    """Return our name of a key of the classifier's head; timm and mmpretrain have ``head.fc``."""
+    return re.sub(r"^head\.fc\.", "head.", key)
+
+
+def own_names(keys: Iterable[str], num_stages: int) -> dict[str, str]:
+    """Return our names of the keys of mmdet, timm and the official Swin; what we compute or have not is left out."""
+    keys = list(keys)
+    # timm puts patch merging at the start of the next stage, the others at the end of this one.
+    late_downsample = f"layers.{num_stages - 1}.downsample.reduction.weight" in keys
+    names = {}
+    for key in keys:
+        if _DROPPED.search(key):
+            continue
+        name = key
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        name = re.sub(r"^norm\.", f"norm{num_stages - 1}.", name)
+        if late_downsample and ".downsample." in name:
+            name = _shift_stage(name, -1)
+        names[key] = name
+    return names
+
+
+def to_own_keys(state_dict: dict[str, Tensor], num_stages: int) -> dict[str, Tensor]:
+    """Bring the weights of mmdet, timm and the official Swin under our names and into our layout."""
+    family = find_family(state_dict)
+    return {name: own_value(name, state_dict[key], family) for key, name in own_names(state_dict, num_stages).items()}
+
+
+def own_value(name: str, value: Tensor, family: str) -> Tensor:
+    """Bring a tensor with our name into our layout: mmdet orders the ``4 * C`` inputs of patch merging otherwise."""
+    if family != "mmdet" or ".downsample." not in name:
+        return value
+    # mmdet's order is (channel, row, column), ours and the official one (column, row, channel).
+    channels = value.shape[-1] // 4
+    return value.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
+
+
+def timm_name(key: str, num_stages: int) -> str | None:
+    """Return timm's name of one of our keys, of a float classifier without prefix; ``None`` if timm has none."""
+    key = re.sub(rf"^norm{num_stages - 1}\.", "norm.", key)
+    if re.match(r"norm\d+\.|training_stage$|absolute_pos_embed$", key):
+        return None
+    if ".downsample." in key:
+        key = _shift_stage(key, 1)
+    for pattern, replacement in _TO_TIMM:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _shift_stage(key: str, step: int) -> str:
+    return re.sub(r"^stages\.(\d+)", lambda match: f"stages.{int(match[1]) + step}", key)
