@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import os.path as osp
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -34,10 +34,8 @@ def check_coco_data(cfg: Config, modes: Sequence[str] = MODES) -> None:
         FileNotFoundError: Something is missing. The message has all of it, the expected tree, and what to do.
         ValueError: A mode is unknown.
     """
-    unknown = set(modes) - set(MODES)
-    if unknown:
-        raise ValueError(f"modes must be among {', '.join(MODES)}, got {', '.join(sorted(unknown))}")
-    datasets = [dataset for dataset in _datasets(cfg, modes) if _is_local(dataset)]
+    check_modes(modes)
+    datasets = [dataset for dataset in find_datasets(cfg, modes, _is_coco) if _is_local(dataset)]
     expected: dict[str, bool] = {}  # path -> is it a folder; a dict keeps the order and drops repetitions
     for dataset in datasets:
         expected[_join(dataset, dataset["ann_file"])] = False
@@ -53,7 +51,7 @@ def check_coco_data(cfg: Config, modes: Sequence[str] = MODES) -> None:
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:
-    """Point every COCO-like dataset of ``cfg`` to ``data_root``, in place.
+    """Point every COCO-like dataset and every :class:`mmbivit.TimmDataset` of ``cfg`` to ``data_root``, in place.
 
     ``--cfg-options data_root=...`` does not: each dataset has a ``data_root`` of its own, and the evaluators have it
     as the beginning of their ``ann_file``.
@@ -65,21 +63,28 @@ def set_data_root(cfg: Config, data_root: str) -> None:
     Raises:
         ValueError: No dataset has a ``data_root`` that could be changed.
     """
-    datasets = [dataset for dataset in _datasets(cfg, MODES) if _has_root(dataset)]
-    if not datasets:
+    datasets = [dataset for dataset in find_datasets(cfg, MODES, _is_coco) if _has_root(dataset)]
+    image_datasets = find_datasets(cfg, MODES, is_timm_dataset)
+    if not datasets and not image_datasets:
         raise ValueError(
-            "the config has no COCO-like dataset with a data_root, so there is nothing to point elsewhere: "
-            "change the ann_file and data_prefix of its datasets"
+            "the config has no TimmDataset and no COCO-like dataset with a data_root, so there is nothing to point "
+            "elsewhere: change the ann_file and data_prefix of its datasets"
         )
-    old_roots = {osp.normpath(dataset["data_root"]) for dataset in datasets}
+    old_roots = {osp.normpath(dataset["data_root"]) for dataset in [*datasets, *image_datasets] if _has_root(dataset)}
+    for dataset in image_datasets:
+        class_map = dataset.get("class_map")
+        inner = below(class_map, old_roots) if isinstance(class_map, str) else None
+        if inner is not None:
+            dataset["class_map"] = osp.join(data_root, inner)
+        dataset["data_root"] = data_root
     for dataset in datasets:
         # Paths that repeat the old root would still lead there.
-        dataset["ann_file"] = _below(dataset["ann_file"], old_roots) or dataset["ann_file"]
+        dataset["ann_file"] = below(dataset["ann_file"], old_roots) or dataset["ann_file"]
         for key, prefix in _prefixes(dataset).items():
-            dataset["data_prefix"][key] = _below(prefix, old_roots) or prefix
+            dataset["data_prefix"][key] = below(prefix, old_roots) or prefix
         dataset["data_root"] = data_root
     for evaluator in _evaluators(cfg, MODES):
-        inner = _below(evaluator["ann_file"], old_roots)
+        inner = below(evaluator["ann_file"], old_roots)
         if inner is not None:
             evaluator["ann_file"] = osp.join(data_root, inner)
     if "data_root" in cfg:
@@ -89,28 +94,50 @@ def set_data_root(cfg: Config, data_root: str) -> None:
 # Reading configs
 
 
-def _datasets(cfg: Config, modes: Iterable[str]) -> list[dict]:
-    """The COCO-like dataset configs of some modes, each once (val and test often share one)."""
-    found = (leaf for mode in modes for leaf in _leaves((cfg.get(f"{mode}_dataloader") or {}).get("dataset")))
+def check_modes(modes: Iterable[str]) -> None:
+    """Raise a ValueError if one of ``modes`` is not a mode of a runner."""
+    unknown = set(modes) - set(MODES)
+    if unknown:
+        raise ValueError(f"modes must be among {', '.join(MODES)}, got {', '.join(sorted(unknown))}")
+
+
+def find_datasets(cfg: Config, modes: Iterable[str], matches: Callable[[dict], bool]) -> list[dict]:
+    """The dataset configs of some modes, inside wrappers of any depth, each once (val and test often share one)."""
+    found = (leaf for mode in modes for leaf in _leaves((cfg.get(f"{mode}_dataloader") or {}).get("dataset"), matches))
     return list({id(leaf): leaf for leaf in found}.values())
+
+
+def is_type(config: dict, name: str) -> bool:
+    """Whether ``config`` builds our class ``name``: ``'X'``, ``'mmbivit.X'`` or the class itself."""
+    type_ = config.get("type")
+    return getattr(type_, "__name__", type_) in (name, f"mmbivit.{name}")
+
+
+def is_timm_dataset(config: dict) -> bool:
+    """Whether ``config`` is that of a :class:`mmbivit.TimmDataset`."""
+    return is_type(config, "TimmDataset")
 
 
 def _evaluators(cfg: Config, modes: Iterable[str]) -> list[dict]:
     """The evaluator configs with a ``.json`` annotation file, each once."""
-    found = (leaf for mode in modes for leaf in _leaves(cfg.get(f"{mode}_evaluator")))
+    found = (leaf for mode in modes for leaf in _leaves(cfg.get(f"{mode}_evaluator"), _is_coco))
     return list({id(leaf): leaf for leaf in found}.values())
 
 
-def _leaves(node: Any) -> Iterator[dict]:
-    """Configs with a ``.json`` annotation file, inside wrappers of any depth."""
+def _is_coco(config: dict) -> bool:
+    return isinstance(config.get("ann_file"), str) and config["ann_file"].endswith(".json")
+
+
+def _leaves(node: Any, matches: Callable[[dict], bool]) -> Iterator[dict]:
+    """Configs that match, inside wrappers of any depth."""
     if isinstance(node, (list, tuple)):
         for item in node:
-            yield from _leaves(item)
+            yield from _leaves(item, matches)
     elif isinstance(node, dict):
-        if isinstance(node.get("ann_file"), str) and node["ann_file"].endswith(".json"):
+        if matches(node):
             yield node
         for key in ("dataset", "datasets", "metrics"):
-            yield from _leaves(node.get(key))
+            yield from _leaves(node.get(key), matches)
 
 
 def _has_root(dataset: dict) -> bool:
@@ -132,7 +159,7 @@ def _join(dataset: dict, path: str) -> str:
     return osp.normpath(path if is_abs(path) else osp.join(dataset.get("data_root") or "", path))
 
 
-def _below(path: str, roots: Iterable[str]) -> str | None:
+def below(path: str, roots: Iterable[str]) -> str | None:
     """``path`` relative to the innermost of ``roots`` that it begins with, or None."""
     for root in sorted(roots, key=len, reverse=True):
         if osp.normpath(path).startswith(osp.join(root, "")):
@@ -147,21 +174,22 @@ def _explain(expected: dict[str, bool], missing: list[str], roots: list[str]) ->
     lines = ["The data of this config is incomplete. Missing:"]
     lines += [f"  {path}{os.sep if expected[path] else ''}" for path in missing]
     lines += ["", f"Expected (relative to {os.getcwd()}):"]
-    stray = [path for path in expected if _below(path, roots) is None]
+    stray = [path for path in expected if below(path, roots) is None]
     for root in [*roots, *dict.fromkeys(osp.dirname(path) for path in stray)]:
-        inside = {_below(path, [root]): path for path in expected if _below(path, [root])}
-        lines.append(f"  {osp.join(root, '')}")
-        lines += [f"  {line}" for line in _draw_tree(inside, expected, missing)]
+        inside = {below(path, [root]): path for path in expected if below(path, [root])}
+        notes = {
+            relative + (os.sep if expected[path] else ""): "missing" if path in missing else ""
+            for relative, path in inside.items()
+        }
+        lines += draw_tree(root, notes)
     lines += ["", "What to do:"]
     if len(roots) != 1:
         lines.append("  - correct data_root, ann_file and data_prefix of the datasets, and ann_file of the evaluators.")
         return "\n".join(lines)
     (root,) = roots
-    lines.append("  - The data is in another folder: pass it to tools/train.py or tools/test.py as --data-root DIR")
+    lines += advise_data_root(root)
     is_free = not osp.lexists(root) or (osp.isdir(root) and not os.listdir(root))
-    if not osp.lexists(root):
-        lines[-1] += f",\n    or link it: ln -s DIR {root}"
-    layout = _find_layout(_below(path, [root]) for path, is_folder in expected.items() if not is_folder)
+    layout = _find_layout(below(path, [root]) for path, is_folder in expected.items() if not is_folder)
     if layout is not None:
         out = root if is_free else f"{root}_demo"
         option = "" if layout == "digit_scenes" else f"--layout {layout} "
@@ -183,20 +211,35 @@ def _find_layout(ann_files: Iterable[str | None]) -> str | None:
     return None
 
 
-def _draw_tree(inside: dict[str, str], expected: dict[str, bool], missing: list[str]) -> list[str]:
-    """Lines of a folder tree; ``inside`` maps paths relative to its root to the expected paths."""
+def advise_data_root(root: str) -> list[str]:
+    """Lines that say what to do if the data is elsewhere."""
+    lines = ["  - The data is in another folder: pass it to tools/train.py or tools/test.py as --data-root DIR"]
+    if not osp.lexists(root):
+        lines = [f"{lines[0]},", f"    or link it: ln -s DIR {root}"]
+    return lines
+
+
+def draw_tree(root: str, notes: dict[str, str]) -> list[str]:
+    """Lines of a folder tree.
+
+    Args:
+        root: The folder on top.
+        notes: What to say beside each path, or ``''``. Paths are relative to ``root``; folders end with a separator.
+    """
+    return [f"  {osp.join(root, '')}", *(f"  {line}" for line in _draw_branches(notes))]
+
+
+def _draw_branches(notes: dict[str, str]) -> list[str]:
     children: dict[str, dict[str, str]] = {}
-    for relative, path in sorted(inside.items()):
-        name, _, rest = relative.partition(os.sep)
-        below = children.setdefault(name, {})
+    for path, note in sorted(notes.items()):
+        name, separator, rest = path.partition(os.sep)
+        inside = children.setdefault(name + separator, {})
         if rest:
-            below[rest] = path
+            inside[rest] = note
     lines = []
-    for position, (name, below) in enumerate(children.items()):
+    for position, (name, inside) in enumerate(children.items()):
         is_last = position == len(children) - 1
-        path = inside.get(name)
-        is_folder = bool(below) or expected[path]
-        note = "  <- missing" if path in missing else ""
-        lines.append(f"{'└── ' if is_last else '├── '}{name}{os.sep if is_folder else ''}{note}")
-        lines += [f"{'    ' if is_last else '│   '}{line}" for line in _draw_tree(below, expected, missing)]
+        note = notes.get(name)
+        lines.append(f"{'└── ' if is_last else '├── '}{name}{f'  <- {note}' if note else ''}")
+        lines += [f"{'    ' if is_last else '│   '}{line}" for line in _draw_branches(inside)]
     return lines

@@ -186,7 +186,7 @@ def test_set_data_root_with_paths_that_repeat_the_root(workdir):
 
 
 def test_set_data_root_needs_one():
-    with pytest.raises(ValueError, match="no COCO-like dataset with a data_root"):
+    with pytest.raises(ValueError, match="no TimmDataset and no COCO-like dataset"):
         set_data_root(Config({"train_dataloader": {"dataset": {"type": "CocoDataset", "ann_file": "a.json"}}}), "b")
 
 
