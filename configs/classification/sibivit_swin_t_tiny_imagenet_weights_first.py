@@ -1,0 +1,8 @@
+# The two stages in the order of the paper's baseline (4.1.3): binary weights and float activations first, from random
+# parameters and without a teacher; then all binary.
+_base_ = "./sibivit_swin_t_tiny_imagenet.py"
+
+float_checkpoint = None
+model = dict(backbone=dict(stage1="weights", init_cfg=None))
+custom_hooks = _base_.custom_hooks
+custom_hooks[0].teacher = None
