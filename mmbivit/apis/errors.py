@@ -1,6 +1,7 @@
 """Errors that the user can mend, as one line instead of a traceback."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -40,8 +41,11 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return True
     if isinstance(error, ValueError):
-        frames = traceback.extract_tb(error.__traceback__)
-        return bool(frames) and os.path.abspath(frames[-1].filename).startswith(_PACKAGE)
+        if str(error).startswith("Caught ValueError in DataLoader worker"):
+            files = re.findall(r'^ *File "(.+)", line \d+', str(error), re.MULTILINE)
+        else:
+            files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        return bool(files) and os.path.abspath(files[-1]).startswith(_PACKAGE)
     return isinstance(error, KeyError) and "registry. Please check" in str(error)
 
 

@@ -1,12 +1,16 @@
 """Which errors become one line."""
 
+import re
 from pathlib import Path
 
 import pytest
 from mmengine.registry import MODELS
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from mmbivit.apis import user_errors
 from mmbivit.apis.config import load_config
+from mmbivit.datasets import TimmDataset
 from mmbivit.models.arch import check_arch
 
 
@@ -39,6 +43,25 @@ def test_of_a_worker_process_only_the_error_itself_is_shown(capsys):
         raise FileNotFoundError(text)
 
     assert line(capsys, fail) == "error: FileNotFoundError: a.jpg\n"
+
+
+def test_a_worker_process_reports_our_errors_and_the_defects_of_others(tmp_path, capsys):
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "broken.png").write_bytes(b"no image")
+
+    def load(pipeline):
+        dataset = TimmDataset(tmp_path, pipeline=pipeline)
+        return lambda: list(DataLoader(dataset, num_workers=1))
+
+    assert re.match(r"error: ValueError: \S+broken.png cannot be decoded", line(capsys, load([])))
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a" / "broken.png")
+    with pytest.raises(ValueError, match="elsewhere"), user_errors():
+        load([raise_value_error])()
+
+
+def raise_value_error(results):
+    raise ValueError("from elsewhere")
 
 
 @pytest.mark.parametrize("error", [ValueError("from elsewhere"), KeyError("a"), RuntimeError("b")])
