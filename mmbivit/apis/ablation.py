@@ -1,15 +1,10 @@
 """Runs the arms of the digit ablation with several seeds and tabulates them."""
 
-import json
-import os
-import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mmbivit import config_path
+from .repeated_runs import mean_and_deviation, train_once
 
 __all__ = ["ARMS", "METRICS", "markdown_table", "run_arms"]
 
@@ -48,35 +43,16 @@ def run_arms(
 
     def run(job: tuple[str, int]) -> dict[str, float]:
         arm, seed = job
-        config = config_path(ARMS[arm])
-        work_dir = out / f"{config.stem}_seed{seed}"
-        if (metrics := read_last_metrics(work_dir)) is None:
-            work_dir.mkdir(parents=True, exist_ok=True)
-            options = ["--work-dir", work_dir, "--data-root", data, "--float-checkpoint", float_checkpoint]
-            options += ["--seed", seed, "--cfg-options", "train_cfg.val_interval=600"]
-            line = [str(word) for word in (sys.executable, train_tool, config, *options)]
-            with open(work_dir / "log.txt", "w") as log:
-                environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-            metrics = read_last_metrics(work_dir)
-        if metrics is None:
-            raise RuntimeError(f"{arm}, seed {seed} wrote no metrics; its log is {work_dir / 'log.txt'}")
-        return metrics
+        work_dir = out / f"{Path(ARMS[arm]).name}_seed{seed}"
+        options = ["--data-root", data, "--float-checkpoint", float_checkpoint, "--seed", seed]
+        options += ["--cfg-options", "train_cfg.val_interval=600"]
+        last = train_once(train_tool, ARMS[arm], work_dir, options, "coco/bbox_mAP")[-1]
+        return {name: last[f"coco/{name}"] for name in METRICS}
 
     work = [(arm, seed) for seed in seeds for arm in arms]
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(run, work))
     return {arm: [result for job, result in zip(work, results, strict=True) if job[0] == arm] for arm in arms}
-
-
-def read_last_metrics(work_dir: Path) -> dict[str, float] | None:
-    """Read the last COCO metrics that a training logged, or ``None`` if there are none."""
-    for file in sorted(work_dir.glob("*/vis_data/scalars.json"), reverse=True):
-        for line in reversed(file.read_text().splitlines()):
-            row = json.loads(line)
-            if "coco/bbox_mAP" in row:
-                return {name: row[f"coco/{name}"] for name in METRICS}
-    return None
 
 
 def markdown_table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -85,9 +61,7 @@ def markdown_table(results: dict[str, list[dict[str, float]]]) -> str:
     for arm, runs in results.items():
         cells = []
         for name in METRICS:
-            values = [run[name] for run in runs]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}")
+            cells.append(mean_and_deviation([run[name] for run in runs], 3))
         each = ", ".join(f"{run['bbox_mAP_50']:.3f}" for run in runs)
         lines.append(f"| {arm} | {' | '.join(cells)} | {each} |")
     return "\n".join(lines)
