@@ -10,7 +10,7 @@ import torch
 
 import mmbivit  # noqa: F401  before any test imports mmdet: it stands in for mmcv's compiled operators
 from mmbivit.apis import train, train_config
-from tests.tiny import make_coco, write_configs
+from tests.tiny import CLASSIFIER_CONFIGS, make_coco, make_image_folders, write_configs
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
@@ -43,3 +43,24 @@ def float_checkpoint(tmp_path_factory: pytest.TempPathFactory, configs: dict[str
     options = {"train_cfg.max_epochs": 1, "experiment_name": "float_checkpoint"}
     train(train_config(configs["float"], work_dir=str(work_dir), seed=0, cfg_options=options))
     return work_dir / "epoch_1.pth"
+
+
+@pytest.fixture(scope="session")
+def image_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of 32 x 32 images."""
+    return make_image_folders(tmp_path_factory.mktemp("data") / "image_folders")
+
+
+@pytest.fixture(scope="session")
+def classifier_configs(tmp_path_factory: pytest.TempPathFactory, image_folders: Path) -> dict[str, Path]:
+    """Tiny configs of classifiers by name: ``float``, ``binary``."""
+    return write_configs(tmp_path_factory.mktemp("classifier_configs"), image_folders, CLASSIFIER_CONFIGS)
+
+
+@pytest.fixture(scope="session")
+def float_classifier(tmp_path_factory: pytest.TempPathFactory, classifier_configs: dict[str, Path]) -> Path:
+    """The checkpoint of two epochs of the float classifier."""
+    work_dir = tmp_path_factory.mktemp("float_classifier")
+    options = {"experiment_name": "float_classifier"}
+    train(train_config(classifier_configs["float"], work_dir=str(work_dir), seed=0, cfg_options=options))
+    return work_dir / "epoch_2.pth"

@@ -1,12 +1,15 @@
-"""A COCO folder of 64 x 64 images and Mask R-CNN configs that train on it in a second per epoch."""
+"""Tiny data and configs: Mask R-CNN on a COCO folder, a classifier on image folders; a second per epoch or less."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-__all__ = ["make_coco", "write_configs"]
+__all__ = ["CLASSIFIER_CONFIGS", "CLASSES", "DETECTOR_CONFIGS", "make_coco", "make_image_folders", "write_configs"]
+
+CLASSES = ("blue", "green", "red")
 
 FLOAT_CONFIG = """
 _base_ = [
@@ -94,6 +97,84 @@ model = dict(
 )
 """
 
+CLASSIFIER_CONFIG = """
+default_scope = "mmengine"
+pipeline = [dict(type="mmbivit.TimmTransform", input_size=32)]
+loader = dict(num_workers=0, collate_fn=dict(type="default_collate"))
+train_dataloader = dict(
+    **loader,
+    batch_size=6,
+    drop_last=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(type="mmbivit.TimmDataset", data_root="DATA_ROOT", split="train", pipeline=pipeline),
+)
+val_dataloader = dict(
+    **loader,
+    batch_size=4,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="mmbivit.TimmDataset", data_root="DATA_ROOT", split="val", pipeline=pipeline),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="mmbivit.TopKAccuracy", topk=(1, 2))
+test_evaluator = val_evaluator
+model = dict(
+    type="mmbivit.ImageClassifier",
+    num_classes=3,
+    backbone=dict(
+        type="mmbivit.BinarySwinTransformer",
+        arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)),
+        recipe="float",
+        window_size=4,
+        drop_path_rate=0.0,
+        out_indices=(1,),
+    ),
+)
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=1e-2),
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(flat_decay_mult=0.0),
+)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=2)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+auto_scale_lr = dict(enable=False, base_batch_size=12)
+default_hooks = dict(throughput=dict(type="mmbivit.ThroughputHook"), logger=dict(type="LoggerHook", interval=1))
+visualizer = dict(type="Visualizer", name="visualizer", vis_backends=[dict(type="LocalVisBackend")])
+"""
+
+BINARY_CLASSIFIER_CONFIG = """
+_base_ = "./tiny_classifier_float.py"
+float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:https://unreachable.invalid/float.pth}}"
+load_from = float_checkpoint
+find_unused_parameters = True
+model = dict(
+    data_preprocessor=dict(mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0), random_erasing=dict(probability=0.25)),
+    backbone=dict(recipe="sibivit", mlp_ratio=3, spatial_interaction=dict(ratio=1.0)),
+)
+custom_hooks = [
+    dict(
+        type="mmbivit.DecoupledTrainingHook",
+        switch_epoch=1,
+        teacher=dict(
+            type="mmbivit.BinarySwinTransformer",
+            arch={{_base_.model.backbone.arch}},
+            recipe="float",
+            window_size=4,
+            out_indices=(1,),
+            init_cfg=dict(type="Pretrained", checkpoint=float_checkpoint),
+        ),
+    )
+]
+"""
+
+# Templates by file name; DATA_ROOT is replaced by the folder of the data.
+DETECTOR_CONFIGS = {"tiny_float": FLOAT_CONFIG, "tiny_binary": BINARY_CONFIG, "tiny_finetune": FINETUNE_CONFIG}
+CLASSIFIER_CONFIGS = {
+    "tiny_classifier_float": CLASSIFIER_CONFIG,
+    "tiny_classifier_binary": BINARY_CLASSIFIER_CONFIG,
+}
+
 
 def make_coco(root: Path, train: int = 4, val: int = 2) -> Path:
     """Write images of one bright rectangle each, in COCO's folder layout."""
@@ -118,11 +199,25 @@ def make_coco(root: Path, train: int = 4, val: int = 2) -> Path:
     return root
 
 
-def write_configs(folder: Path, data_root: Path) -> dict[str, Path]:
-    """Write the configs ``float``, ``binary`` (two stages) and ``finetune``; return their paths."""
-    texts = {"float": FLOAT_CONFIG.replace("DATA_ROOT", data_root.as_posix()), "binary": BINARY_CONFIG}
+def make_image_folders(root: Path, train: int = 6, val: int = 3) -> Path:
+    """Write noisy 32 x 32 images of one colour per class into ``root/{train,val}/<class>/``."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for channel, name in enumerate(CLASSES):  # OpenCV's order of colours
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture = rng.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+                picture[..., channel] += 100
+                cv2.imwrite(str(folder / f"{name}_{i}.png"), picture)
+    return root
+
+
+def write_configs(folder: Path, data_root: Path, templates: Mapping[str, str] = DETECTOR_CONFIGS) -> dict[str, Path]:
+    """Write configs and return their paths by the last word of their names: ``float``, ``binary``, ``finetune``."""
     paths = {}
-    for name, text in {**texts, "finetune": FINETUNE_CONFIG}.items():
-        paths[name] = folder / f"tiny_{name}.py"
-        paths[name].write_text(text)
+    for name, text in templates.items():
+        path = folder / f"{name}.py"
+        path.write_text(text.replace("DATA_ROOT", data_root.as_posix()))
+        paths[name.rpartition("_")[2]] = path
     return paths

@@ -1,23 +1,44 @@
-"""Detect objects in images: ``python tools/predict.py CONFIG CHECKPOINT IMAGES... --out-dir DIR``."""
+"""Use a detector or a classifier on image files: ``python tools/predict.py CONFIG CHECKPOINT IMAGES...``."""
 
 import argparse
+import sys
 
-from mmbivit.apis import predict, user_errors
+from mmengine.config import Config
+from rich.console import Console
+
+from mmbivit.apis import (
+    classify,
+    is_classifier,
+    load_config,
+    predict,
+    predictions_table,
+    refuse_options,
+    user_errors,
+)
 from mmbivit.apis.options import add_debug_option
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Detect objects in images; writes pictures and JSON.")
+    parser = argparse.ArgumentParser(
+        description="Detect objects in images, or classify them. A detector writes pictures and JSON; a classifier "
+        "prints a table of the most likely classes."
+    )
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="file or URL of the weights")
+    parser.add_argument("checkpoint", help="file or URL of the weights; timm://NAME for a float classifier")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders of images, glob patterns")
     parser.add_argument(
-        "--out-dir", required=True, metavar="DIR", help="pictures go to DIR/vis, detections as JSON to DIR/preds"
+        "--out-dir",
+        metavar="DIR",
+        help="a detector's pictures go to DIR/vis and its detections as JSON to DIR/preds (needed); "
+        "a classifier's classes go as JSON to DIR/preds (default: only printed), and it writes no pictures",
     )
-    parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score that is drawn (default: 0.3)")
+    parser.add_argument(
+        "--score-thr", type=float, metavar="SCORE", help="detectors only: lowest score that is drawn (default: 0.3)"
+    )
+    parser.add_argument("--topk", type=int, metavar="N", help="classifiers only: classes per image (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the best available)")
-    parser.add_argument("--batch-size", type=int, default=1, help="images per forward pass (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (default: 1)")
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -26,16 +47,29 @@ def main() -> None:
     """Run the tool."""
     args = parse_args()
     with user_errors(args.debug):
-        files = predict(
-            args.config,
-            args.checkpoint,
-            args.images,
-            args.out_dir,
-            score_thr=args.score_thr,
-            device=args.device,
-            batch_size=args.batch_size,
-        )
-        print(f"Wrote {len(files)} pictures to {args.out_dir}/vis and their detections to {args.out_dir}/preds.")
+        cfg = load_config(args.config)
+        (run_classifier if is_classifier(cfg) else run_detector)(cfg, args)
+
+
+def run_detector(cfg: Config, args: argparse.Namespace) -> None:
+    """Write pictures and detections, and say where."""
+    refuse_options(cfg, topk=args.topk)
+    score_thr = {} if args.score_thr is None else dict(score_thr=args.score_thr)
+    options = dict(device=args.device, batch_size=args.batch_size)
+    files = predict(args.config, args.checkpoint, args.images, args.out_dir, **score_thr, **options)
+    print(f"Wrote {len(files)} pictures to {args.out_dir}/vis and their detections to {args.out_dir}/preds.")
+
+
+def run_classifier(cfg: Config, args: argparse.Namespace) -> None:
+    """Print the most likely classes, and write them where that is wanted."""
+    refuse_options(cfg, score_thr=args.score_thr)
+    topk = {} if args.topk is None else dict(topk=args.topk)
+    options = dict(device=args.device, batch_size=args.batch_size)
+    results = classify(args.config, args.checkpoint, args.images, args.out_dir, **topk, **options)
+    # A pipe or a file has no width: nothing is cut there.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(predictions_table(results))
+    if args.out_dir is not None:
+        print(f"Wrote the classes of {len(results)} images to {args.out_dir}/preds.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
+"""Evaluate a detector or a classifier: ``python tools/test.py CONFIG CHECKPOINT``."""
 
 import argparse
 
@@ -8,20 +8,23 @@ from mmbivit.apis.options import add_debug_option, add_run_options, set_local_ra
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Evaluate a detector.")
-    parser.add_argument("config", help="config file, such as configs/mask_rcnn_sibivit_swin_t.py")
-    parser.add_argument("checkpoint", help="file or URL of the weights")
+    parser = argparse.ArgumentParser(description="Evaluate a detector or a classifier on the test data of its config.")
+    parser.add_argument(
+        "config", help="config file, such as configs/mask_rcnn_sibivit_swin_t.py; classifiers: configs/classification/"
+    )
+    parser.add_argument("checkpoint", help="file or URL of the weights; timm://NAME for a float classifier")
     add_run_options(parser)
     parser.add_argument("--out", metavar="FILE.pkl", help="write all predictions to a pickle file")
-    parser.add_argument("--show", action="store_true", help="show each image with its detections in a window")
-    parser.add_argument(
+    add_debug_option(parser)
+    detection = parser.add_argument_group("options for detectors")
+    detection.add_argument("--show", action="store_true", help="show each image with its detections in a window")
+    detection.add_argument(
         "--show-dir",
         metavar="DIR",
         help="write each image with its detections; a relative folder lies below the work dir's <timestamp>",
     )
-    parser.add_argument("--wait-time", type=float, default=2.0, help="seconds that each window of --show stays")
-    parser.add_argument("--tta", action="store_true", help="average over the image and its mirror image; boxes only")
-    add_debug_option(parser)
+    detection.add_argument("--wait-time", type=float, default=2.0, help="seconds that each window of --show stays")
+    detection.add_argument("--tta", action="store_true", help="average over the image and its mirror image; boxes only")
     return parser.parse_args()
 
 

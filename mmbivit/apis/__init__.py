@@ -1,22 +1,27 @@
-"""What the command line tools do: train, evaluate and use a detector, as functions.
+"""What the command line tools do: train, evaluate and use a detector or a classifier, as functions.
 
 A tool reads options, makes a config of them (:func:`train_config`, :func:`evaluation_config`) and runs it
-(:func:`train`, :func:`evaluate`, :func:`predict`); scripts can do the same.
+(:func:`train`, :func:`evaluate`, :func:`predict` and :func:`classify`); scripts can do the same.
 """
 
 from .checkpoints import use_safe_loading
-from .config import load_config
+from .classify import classify, predictions_table
+from .config import is_classifier, load_config, refuse_options
 from .errors import user_errors
 from .evaluate import evaluate, evaluation_config
 from .predict import find_images, predict
 from .train import train, train_config
 
 __all__ = [
+    "classify",
     "evaluate",
     "evaluation_config",
     "find_images",
+    "is_classifier",
     "load_config",
     "predict",
+    "predictions_table",
+    "refuse_options",
     "train",
     "train_config",
     "use_safe_loading",

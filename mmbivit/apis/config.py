@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ["load_config", "set_work_dir"]
+__all__ = ["inner_dataset", "is_classifier", "load_config", "refuse_options", "set_work_dir"]
 
 # Our configs take these variables as the place of a checkpoint, with a default: '{{$VARIABLE:default}}'.
 CHECKPOINT_VARIABLES = {
@@ -77,6 +77,35 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
+
+
+def is_classifier(cfg: Config) -> bool:
+    """Whether a config is of an image classifier; any other is taken for a detector's."""
+    model_type = (cfg.get("model") or {}).get("type")
+    return str(getattr(model_type, "__name__", model_type)).endswith("ImageClassifier")
+
+
+def refuse_options(cfg: Config, **options: Any) -> None:
+    """Refuse options of the command line that a config's kind of model does not have.
+
+    Args:
+        cfg: the config.
+        options: value of each option, ``-`` in its name as ``_``; ``None`` and ``False`` mean that it is not given.
+
+    Raises:
+        ValueError: for the first option that is given.
+    """
+    this, other = ("a classifier", "detectors") if is_classifier(cfg) else ("a detector", "classifiers")
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"--{name.replace('_', '-')} is for {other}, and {cfg.filename} is the config of {this}")
+
+
+def inner_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of the data set inside wrappers such as ``RepeatDataset``."""
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    return dataset
 
 
 @contextmanager

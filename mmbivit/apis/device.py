@@ -75,15 +75,31 @@ def distributed(cfg: Config) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs."""
+def enable_amp(cfg: Config, precision: str | None = None) -> None:
+    """Train in mixed precision; everything else about the optimizer stays as configured.
+
+    Args:
+        cfg: the config.
+        precision: ``'fp16'``, with dynamic loss scaling; ``'bf16'``, whose exponents need none; ``None`` for float16 on
+            GPUs (or the ``optim_wrapper.dtype`` of the config) and bfloat16 on CPUs.
+
+    Raises:
+        ValueError: for another precision, or for ``'fp16'`` on a CPU.
+    """
+    if precision not in (None, "fp16", "bf16"):
+        raise ValueError(f"--amp {precision}; allowed: fp16, bf16")
+    wrapper = cfg.optim_wrapper
     if get_device() == "cpu":
+        if precision == "fp16":
+            raise ValueError("--amp fp16 needs a GPU; on CPUs give --amp bf16, or --amp")
         for key in ("loss_scale", "dtype", "use_fsdp"):
-            cfg.optim_wrapper.pop(key, None)
-        cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
-    else:
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.loss_scale = "dynamic"
+            wrapper.pop(key, None)
+        wrapper.type = "CpuAmpOptimWrapper"
+        return
+    wrapper.type = "AmpOptimWrapper"
+    wrapper.loss_scale = dict(enabled=False) if precision == "bf16" else "dynamic"
+    if precision is not None:
+        wrapper.dtype = "bfloat16" if precision == "bf16" else "float16"
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -1,17 +1,20 @@
-"""Evaluation."""
+"""Evaluation of detectors and classifiers."""
 
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 
-from mmbivit.datasets import check_coco_data, set_data_root
+from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.models.checkpoint import checkpoint_path
 
 from .checkpoints import use_safe_loading
-from .config import load_config, set_work_dir
+from .classify import load_classifier
+from .config import inner_dataset, is_classifier, load_config, refuse_options, set_work_dir
 from .device import distributed, set_launcher
 from .run import build_runner
 
@@ -37,19 +40,22 @@ def evaluation_config(
         config: the config file.
         checkpoint: file or URL of the weights.
         work_dir: where logs go; ``work_dirs/<config's name>`` by default.
-        show: show each image with its detections in a window.
-        show_dir: write each image with its detections into this folder, below ``work_dir/<timestamp>`` if relative.
+        show: show each image with its detections in a window; for detectors.
+        show_dir: write each image with its detections into this folder, below ``work_dir/<timestamp>`` if relative;
+            for detectors.
         wait_time: seconds that each window of ``show`` stays.
-        tta: average over the image and its mirror image; boxes only.
+        tta: average over the image and its mirror image; for detectors, boxes only.
         cfg_options: changes by dotted key.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
-        data_root: folder of the data set, in COCO's layout.
+        data_root: folder of the data set, in COCO's layout for a detector, with class folders for a classifier.
 
     Raises:
         FileNotFoundError: if the config does not exist.
         ValueError: if an option does not fit the config; the message names the option.
     """
     cfg = load_config(config, cfg_options)
+    if is_classifier(cfg):
+        refuse_options(cfg, tta=tta, show=show, show_dir=show_dir)
     set_work_dir(cfg, work_dir)
     set_launcher(cfg, launcher)
     cfg.load_from = str(checkpoint)
@@ -72,25 +78,37 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: if data or checkpoint are missing.
-        ValueError: if ``out`` is no pickle file.
+        ValueError: if ``out`` is no pickle file, or if the checkpoint is not one of the classifier.
     """
     if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
     use_safe_loading()
     check_coco_data(cfg, modes=["test"])
+    check_image_data(cfg, modes=["test"])
     with distributed(cfg):
         return _evaluate(cfg, out)
 
 
 def _evaluate(cfg: Config, out: str | Path | None) -> dict[str, float]:
+    checkpoint = str(checkpoint_path(cfg.load_from))
+    # MMEngine only warns of missing weights, and would evaluate a classifier with a random head.
+    cfg.load_from = None if is_classifier(cfg) else checkpoint
+    runner = build_runner(cfg)
+    if is_classifier(cfg):
+        load_classifier(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
+        print_log(f"Load checkpoint from {checkpoint}", "current")
+    if out is not None:
+        runner.test_evaluator.metrics.append(_dump_metric(cfg, str(out)))
+    return runner.test()
+
+
+def _dump_metric(cfg: Config, out: str) -> BaseMetric:
+    if is_classifier(cfg):
+        return DumpResults(out_file_path=out)
     # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
     from mmdet.evaluation import DumpDetResults
 
-    cfg.load_from = str(checkpoint_path(cfg.load_from))
-    runner = build_runner(cfg)
-    if out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
-    return runner.test()
+    return DumpDetResults(out_file_path=out)
 
 
 def _draw_detections(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -106,9 +124,7 @@ def _draw_detections(cfg: Config, show: bool, show_dir: str | None, wait_time: f
 
 def _augment(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; a config's own ``tta_model`` and ``tta_pipeline`` come first."""
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
+    dataset = inner_dataset(cfg.test_dataloader.dataset)
     if "tta_pipeline" not in cfg:
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
         flips = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]

@@ -24,7 +24,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir", metavar="DIR", help="where logs and checkpoints go (default: work_dirs/<config's name>)"
     )
-    parser.add_argument("--data-root", metavar="DIR", help="folder of the data set, in COCO's layout")
+    parser.add_argument(
+        "--data-root",
+        metavar="DIR",
+        help="folder of the data set: in COCO's layout for a detector, DIR/{train,val}/<class>/ for a classifier",
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -12,20 +12,23 @@ from rich.progress import track
 from mmbivit.models.checkpoint import checkpoint_path
 
 from .checkpoints import use_safe_loading
-from .config import load_config
+from .config import is_classifier, load_config
 
-__all__ = ["find_images", "predict"]
+__all__ = ["check_run_options", "find_images", "predict"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], unique_names: bool = True) -> list[Path]:
     """Expand files, folders (their images, not those of folders inside) and glob patterns to image files.
+
+    Args:
+        inputs: the files, folders and patterns.
+        unique_names: refuse two files of the same name up to the suffix, which would write to the same output.
 
     Raises:
         FileNotFoundError: if a file does not exist, or a folder or pattern has no image.
-        ValueError: if a file is no image, or if two files have the same name up to the suffix, which would write to
-            the same output.
+        ValueError: if a file is no image, or a name is not unique.
     """
     found: list[Path] = []
     for item in map(str, inputs):
@@ -47,17 +50,25 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
         if not cv2.haveImageReader(str(file)):
             raise ValueError(f"{file} is no image that can be read")
     name, count = Counter(file.stem for file in found).most_common(1)[0] if found else ("", 0)
-    if count > 1:
+    if unique_names and count > 1:
         same = ", ".join(str(file) for file in found if file.stem == name)
         raise ValueError(f"{same}: outputs are named after the image, so give images of equal names in separate calls")
     return found
+
+
+def check_run_options(device: str | None, batch_size: int) -> None:
+    """Raise a ValueError for a batch size below 1, or a GPU where there is none."""
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more")
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: PyTorch finds no CUDA device here; leave the option out, or take cpu")
 
 
 def predict(
     config: str | Path,
     checkpoint: str | Path,
     images: Sequence[str | Path],
-    out_dir: str | Path,
+    out_dir: str | Path | None = None,
     score_thr: float = 0.3,
     device: str | None = None,
     batch_size: int = 1,
@@ -68,7 +79,7 @@ def predict(
         config: the config file.
         checkpoint: file or URL of the weights.
         images: files, folders and glob patterns.
-        out_dir: pictures go to ``out_dir/vis``, detections to ``out_dir/preds``: one JSON file per image with
+        out_dir: needed; pictures go to ``out_dir/vis``, detections to ``out_dir/preds``: one JSON file per image with
             ``labels``, ``scores``, ``bboxes`` (x1, y1, x2, y2 in pixels) and, from a mask head, ``masks`` (RLE).
         score_thr: lowest score of a detection that is drawn; the JSON has all.
         device: such as ``cuda:0``; the best available by default.
@@ -81,15 +92,16 @@ def predict(
         FileNotFoundError: if config, checkpoint or an image does not exist.
         ValueError: if an image cannot be read or an option has no sense.
     """
+    check_run_options(device, batch_size)
+    cfg = load_config(config)
+    if is_classifier(cfg):
+        raise ValueError(f"{config} is the config of a classifier; predict() needs one of a detector")
+    if out_dir is None:
+        raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
+    files = find_images(images)
     # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
     from mmdet.apis import DetInferencer
 
-    if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more")
-    if device and device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: PyTorch finds no CUDA device here; leave the option out, or take cpu")
-    cfg = load_config(config)
-    files = find_images(images)
     use_safe_loading()
     inferencer = DetInferencer(cfg, str(checkpoint_path(str(checkpoint))), device=device, show_progress=False)
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]

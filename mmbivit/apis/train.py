@@ -1,4 +1,4 @@
-"""Training."""
+"""Training of detectors and classifiers."""
 
 import logging
 from importlib.util import find_spec
@@ -12,7 +12,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from mmbivit.datasets import check_coco_data, set_data_root
+from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
+from mmbivit.engine import ThroughputHook
 
 from .checkpoints import fetch_checkpoints, use_safe_loading
 from .config import load_config, set_work_dir
@@ -26,8 +27,10 @@ def train_config(
     config: str | Path,
     *,
     work_dir: str | None = None,
-    amp: bool = False,
+    amp: bool | str = False,
+    accumulate: int | None = None,
     auto_scale_lr: bool = False,
+    ema: float | None = None,
     resume: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = "none",
@@ -35,6 +38,7 @@ def train_config(
     float_checkpoint: str | None = None,
     backbone_checkpoint: str | None = None,
     tensorboard: bool = False,
+    wandb: str | None = None,
     seed: int | None = None,
 ) -> Config:
     """Make the config of a training run from a config file and the options of ``tools/train.py``.
@@ -42,15 +46,20 @@ def train_config(
     Args:
         config: the config file.
         work_dir: where logs and checkpoints go; ``work_dirs/<config's name>`` by default.
-        amp: train in mixed precision.
-        auto_scale_lr: scale the learning rate with the batch size.
+        amp: train in mixed precision, ``'fp16'`` or ``'bf16'``; ``True`` for what suits the device (see
+            :func:`mmbivit.apis.device.enable_amp`).
+        accumulate: iterations whose gradients are added up before the optimizer makes a step.
+        auto_scale_lr: scale the learning rate with the images per step of the optimizer, over all processes.
+        ema: weight of the new value in an exponential moving average of the model, per step of the optimizer. The
+            average is what is validated and saved. A config's own ``EMAHook`` stays as it is.
         resume: a checkpoint to go on from, or ``'auto'`` for the latest in ``work_dir``, if there is one.
         cfg_options: changes by dotted key; they go first, so that other options have the last word.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
-        data_root: folder of the data set, in COCO's layout.
+        data_root: folder of the data set, in COCO's layout for a detector, with class folders for a classifier.
         float_checkpoint: see :func:`mmbivit.apis.load_config`.
         backbone_checkpoint: see :func:`mmbivit.apis.load_config`.
         tensorboard: write event files for TensorBoard too.
+        wandb: log to this project of Weights & Biases too.
         seed: seed of all random numbers.
 
     Raises:
@@ -63,22 +72,60 @@ def train_config(
     if data_root is not None:
         set_data_root(cfg, data_root)
     if amp:
-        enable_amp(cfg)
+        enable_amp(cfg, None if amp is True else amp)
+    if accumulate is not None:
+        if accumulate < 1:
+            raise ValueError(f"--accumulate {accumulate}; allowed: 1 or more")
+        cfg.optim_wrapper.accumulative_counts = accumulate
     if auto_scale_lr:
-        if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
-            raise ValueError(
-                "--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=...) in the config"
-            )
-        cfg.auto_scale_lr.enable = True
+        _scale_lr(cfg)
+    if ema is not None:
+        _add_ema(cfg, ema)
     if resume is not None:
         _set_resume(cfg, resume)
     if tensorboard:
-        if find_spec("tensorboard") is None:
-            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
-        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, dict(type="TensorboardVisBackend")]
+        _add_backend(cfg, "tensorboard", dict(type="TensorboardVisBackend"))
+    if wandb is not None:
+        project = dict(project=wandb, name=Path(cfg.work_dir).name)
+        _add_backend(cfg, "wandb", dict(type="WandbVisBackend", init_kwargs=project))
     if seed is not None:
         cfg.merge_from_dict({"randomness.seed": seed})
     return cfg
+
+
+def _scale_lr(cfg: Config) -> None:
+    if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
+        raise ValueError("--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=...) in the config")
+    cfg.auto_scale_lr.enable = True
+    steps = cfg.optim_wrapper.get("accumulative_counts", 1)
+    if steps > 1:  # MMEngine compares the base with the images of one iteration
+        cfg.auto_scale_lr.base_batch_size /= steps
+
+
+def _add_ema(cfg: Config, momentum: float) -> None:
+    if not 0 < momentum < 1:
+        raise ValueError(f"--ema {momentum}; allowed: more than 0 and less than 1, such as 0.0002")
+    hooks = [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]
+    if any(str((hook or {}).get("type")).endswith("EMAHook") for hook in hooks):
+        print_log("--ema: the config has an EMAHook, which stays as it is.", "current", logging.WARNING)
+        return
+    ema = dict(
+        type="EMAHook",
+        ema_type="ExponentialMovingAverage",
+        momentum=momentum,
+        interval=cfg.optim_wrapper.get("accumulative_counts", 1),  # nothing changes in between
+        update_buffers=True,  # BatchNorm's statistics have to fit the averaged weights
+    )
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), ema]
+
+
+def _add_backend(cfg: Config, package: str, backend: dict[str, Any]) -> None:
+    """Log to one more place, by an option that is called like the package it needs."""
+    if find_spec(package) is None:
+        raise ValueError(f"--{package} needs the package {package}: pip install {package}")
+    if not cfg.get("visualizer"):
+        cfg.visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
+    cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, backend]
 
 
 def _set_resume(cfg: Config, resume: str) -> None:
@@ -105,7 +152,9 @@ def train(cfg: Config) -> nn.Module:
         ValueError: if a setting is impossible; it names the setting.
     """
     use_safe_loading()
-    check_coco_data(cfg, modes=[mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")])
+    modes = [mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")]
+    check_coco_data(cfg, modes)
+    check_image_data(cfg, modes)
     with distributed(cfg):
         return _train(cfg)
 
@@ -115,5 +164,7 @@ def _train(cfg: Config) -> nn.Module:
     runner = build_runner(cfg)
     if get_device() == "cpu":
         runner.register_hook(PeakMemoryHook())
+    if not any(isinstance(hook, ThroughputHook) for hook in runner.hooks):
+        runner.register_hook(ThroughputHook())
     model = runner.train()
     return model.module if is_model_wrapper(model) else model

@@ -1,9 +1,14 @@
 """Options of evaluation, and evaluations."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from mmengine.registry import DATASETS, MODELS
 
 from mmbivit.apis import evaluate, evaluation_config
 
@@ -18,6 +23,18 @@ def config(configs, float_checkpoint, tmp_path):
         cfg_options = {"experiment_name": tmp_path.name}
         options = dict(work_dir=str(tmp_path / "work"), cfg_options=cfg_options) | options
         return evaluation_config(configs["float"], float_checkpoint, **options)
+
+    return make
+
+
+@pytest.fixture
+def classifier_config(classifier_configs, float_classifier, tmp_path):
+    """Make an evaluation config of the float classifier."""
+
+    def make(checkpoint=float_classifier, name="float", **options):
+        cfg_options = {"experiment_name": tmp_path.name}
+        options = dict(work_dir=str(tmp_path / "work"), cfg_options=cfg_options) | options
+        return evaluation_config(classifier_configs[name], checkpoint, **options)
 
     return make
 
@@ -93,3 +110,55 @@ def test_bad_input_is_named_before_anything_is_built(configs, config):
         evaluate(config(), out="results.json")
     with pytest.raises(FileNotFoundError, match="no/such/folder"):
         evaluate(config(data_root="no/such/folder"))
+
+
+def test_accuracy_of_a_classifier_is_that_of_its_logits(classifier_config, image_folders, float_classifier, tmp_path):
+    # A head that is wrong for some images: the trained one knows all of these.
+    checkpoint = torch.load(float_classifier, weights_only=False)
+    checkpoint["state_dict"]["head.weight"] = torch.randn(3, 16)
+    torch.save(checkpoint, tmp_path / "random_head.pth")
+    cfg = classifier_config(tmp_path / "random_head.pth", cfg_options={"experiment_name": "accuracy"})
+    metrics = evaluate(cfg, out=tmp_path / "out.pkl")
+
+    model, data = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.test_dataloader.dataset)
+    model.load_state_dict(checkpoint["state_dict"])
+    ranks, files = [], []
+    for item in data:
+        batch = model.data_preprocessor(dict(inputs=item["inputs"][None]))
+        with torch.no_grad():
+            logits = model(batch["inputs"])[0]
+        ranks.append(int((logits > logits[item["labels"]]).sum()))
+        files.append(item["img_path"])
+    assert len(ranks) == 9
+    assert 0 < metrics["accuracy/top1"] < 100
+    for k in (1, 2):
+        assert metrics[f"accuracy/top{k}"] == pytest.approx(100 * np.mean(np.array(ranks) < k))
+    predictions = pickle.loads((tmp_path / "out.pkl").read_bytes())
+    assert [prediction["img_path"] for prediction in predictions] == files
+    for prediction, file, rank in zip(predictions, files, ranks, strict=True):
+        assert prediction["pred_names"][rank] == Path(file).parent.name
+
+
+def test_options_for_detectors_are_refused_for_classifiers(classifier_config):
+    for option, value in (("tta", True), ("show", True), ("show_dir", "pictures")):
+        with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} is for detectors"):
+            classifier_config(**{option: value})
+
+
+def test_bad_input_of_a_classifier_is_named(classifier_config, classifier_configs, float_checkpoint):
+    with pytest.raises(ValueError, match=r"is no checkpoint of the config's classifier: .*first head.weight"):
+        evaluate(classifier_config(float_checkpoint, cfg_options={"experiment_name": "detector"}))
+    with pytest.raises(ValueError, match="is of a float network, the config's is binary"):
+        evaluate(classifier_config(name="binary", cfg_options={"experiment_name": "float"}))
+    with pytest.raises(FileNotFoundError, match="no/such/folder"):
+        evaluate(classifier_config(data_root="no/such/folder"))
+
+
+def test_classifiers_do_not_import_mmdet(classifier_configs, float_classifier, tmp_path):
+    code = (
+        "import sys\nfrom mmbivit.apis import evaluate, evaluation_config\n"
+        f"evaluate(evaluation_config({str(classifier_configs['float'])!r}, {str(float_classifier)!r}, "
+        f"work_dir={str(tmp_path)!r}), out={str(tmp_path / 'out.pkl')!r})\n"
+        "sys.exit('mmdet' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

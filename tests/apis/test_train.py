@@ -14,6 +14,7 @@ from mmbivit.apis import train, train_config
 from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
 
 OURS = Path(__file__).parents[2] / "configs"
+EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", interval=1, update_buffers=True)
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def differences(base: Config, changed: Config) -> set[str]:
         (dict(seed=3), {"randomness": {"seed": 3}}),
         (dict(auto_scale_lr=True), {"auto_scale_lr": {"enable": True, "base_batch_size": 16}}),
         (dict(cfg_options={"find_unused_parameters": True}), {"find_unused_parameters": True}),
+        (dict(ema=0.1), {"custom_hooks": [EMA | dict(momentum=0.1)]}),
     ],
 )
 def test_option_changes_its_part_of_the_config_only(configs, options, expected):
@@ -49,13 +51,45 @@ def test_without_options_the_config_is_as_written(configs):
     assert (cfg.work_dir, cfg.launcher) == (os.path.join("work_dirs", "tiny_float"), "none")
 
 
-def test_tensorboard_is_added_to_the_log_files(configs, monkeypatch):
-    cfg = train_config(configs["float"], tensorboard=True)
-    assert [backend.type for backend in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
+@pytest.mark.parametrize(
+    ("package", "value", "backend"),
+    [
+        ("tensorboard", True, dict(type="TensorboardVisBackend")),
+        ("wandb", "p", dict(type="WandbVisBackend", init_kwargs=dict(project="p", name="tiny_float"))),
+    ],
+)
+def test_logs_go_to_one_more_place(configs, monkeypatch, package, value, backend):
+    monkeypatch.setattr(sys.modules["mmbivit.apis.train"], "find_spec", lambda name: name)
+    local = dict(type="LocalVisBackend")
+    assert train_config(configs["float"], **{package: value}).visualizer.vis_backends == [local, backend]
+    without = {"visualizer": None}
+    cfg = train_config(configs["float"], cfg_options=without, **{package: value})
+    assert cfg.visualizer == dict(type="Visualizer", vis_backends=[local, backend])
 
     monkeypatch.setattr(sys.modules["mmbivit.apis.train"], "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install tensorboard"):
-        train_config(configs["float"], tensorboard=True)
+    with pytest.raises(ValueError, match=f"--{package} needs the package {package}: pip install {package}"):
+        train_config(configs["float"], **{package: value})
+
+
+def test_accumulated_gradients_count_as_one_batch(configs):
+    cfg = train_config(configs["float"], accumulate=4, ema=0.1, auto_scale_lr=True)
+    wrapper = train_config(configs["float"]).optim_wrapper
+    assert cfg.optim_wrapper == dict(**wrapper, accumulative_counts=4)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16 / 4)
+    assert cfg.custom_hooks == [EMA | dict(momentum=0.1, interval=4)]
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"--accumulate {count}; allowed: 1 or more"):
+            train_config(configs["float"], accumulate=count)
+
+
+def test_ema_keeps_other_hooks_and_an_ema_of_the_config(configs):
+    cfg = train_config(configs["binary"], ema=0.1)
+    assert [hook.type for hook in cfg.custom_hooks] == ["mmbivit.DecoupledTrainingHook", "EMAHook"]
+    own = [dict(type="EMAHook", momentum=0.5)]
+    assert train_config(configs["float"], ema=0.1, cfg_options={"custom_hooks": own}).custom_hooks == own
+    for momentum in (0.0, 1.0, -0.1):
+        with pytest.raises(ValueError, match=f"--ema {momentum}; allowed: more than 0 and less than 1"):
+            train_config(configs["float"], ema=momentum)
 
 
 def test_auto_scale_lr_needs_the_base_batch_size(configs):
@@ -63,16 +97,53 @@ def test_auto_scale_lr_needs_the_base_batch_size(configs):
         train_config(configs["float"], auto_scale_lr=True, cfg_options={"auto_scale_lr": None})
 
 
-def test_amp_depends_on_the_device(configs, monkeypatch):
+@pytest.mark.parametrize(
+    ("amp", "expected"),
+    [
+        (True, dict(loss_scale="dynamic")),
+        ("fp16", dict(loss_scale="dynamic", dtype="float16")),
+        ("bf16", dict(loss_scale=dict(enabled=False), dtype="bfloat16")),
+    ],
+)
+def test_amp_on_gpus(configs, monkeypatch, amp, expected):
     monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
-    wrapper = train_config(configs["float"], amp=True).optim_wrapper
-    assert (wrapper.type, wrapper.loss_scale) == ("AmpOptimWrapper", "dynamic")
+    options = {"optim_wrapper.paramwise_cfg": dict(flat_decay_mult=0.0), "optim_wrapper.clip_grad": dict(max_norm=1)}
+    plain = train_config(configs["float"], accumulate=2, cfg_options=options).optim_wrapper
+    wrapper = train_config(configs["float"], amp=amp, accumulate=2, cfg_options=options).optim_wrapper
+    assert wrapper == plain | expected | dict(type="AmpOptimWrapper")
+    kept = train_config(configs["float"], amp=True, cfg_options={"optim_wrapper.dtype": "bfloat16"}).optim_wrapper
+    assert kept.dtype == "bfloat16"
 
+
+def test_bf16_on_gpus_makes_the_step_of_plain_training(configs, monkeypatch):
+    from mmengine.optim import build_optim_wrapper
+
+    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
+    monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
+    layers, wrappers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)], []
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer, amp in zip(layers, (False, "bf16"), strict=True):
+        options = {"optim_wrapper.clip_grad": dict(max_norm=0.1)}
+        cfg = train_config(configs["float"], amp=amp, accumulate=2, cfg_options=options)
+        wrappers.append(build_optim_wrapper(layer, cfg.optim_wrapper))
+        for scale in (1.0, 2.0):
+            wrappers[-1].update_params(layer(scale * torch.ones(1, 2)).square().sum())
+    assert wrappers[1].cast_dtype == torch.bfloat16
+    torch.testing.assert_close(layers[1].weight, layers[0].weight, rtol=0, atol=0)
+    wrappers[1].load_state_dict(wrappers[1].state_dict())  # as a resumed run does
+
+
+def test_amp_on_cpus(configs, monkeypatch):
     monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
-    options = {"optim_wrapper.loss_scale": 512.0}
-    wrapper = train_config(configs["float"], amp=True, cfg_options=options).optim_wrapper
-    assert wrapper.type == "CpuAmpOptimWrapper"
-    assert "loss_scale" not in wrapper
+    options = {"optim_wrapper.loss_scale": 512.0, "optim_wrapper.dtype": "float16"}
+    for amp in (True, "bf16"):
+        wrapper = train_config(configs["float"], amp=amp, cfg_options=options).optim_wrapper
+        assert wrapper.type == "CpuAmpOptimWrapper"
+        assert not {"loss_scale", "dtype"} & wrapper.keys()
+    with pytest.raises(ValueError, match="--amp fp16 needs a GPU"):
+        train_config(configs["float"], amp="fp16")
+    with pytest.raises(ValueError, match="--amp fp8; allowed: fp16, bf16"):
+        train_config(configs["float"], amp="fp8")
 
 
 def test_launcher_on_gpus_leaves_the_config_alone(monkeypatch):
@@ -209,6 +280,7 @@ def test_both_stages_with_log_memory_eta_and_event_file(configs, float_checkpoin
     assert [step["epoch"] for step in steps] == [1, 1, 2, 2]
     assert ["loss_distill" in step for step in steps] == [True, True, False, False]
     assert all(50 < step["memory"] < 20000 for step in steps)
+    assert all(step["images_per_s"] > 0 for step in steps)
     assert list(tmp_path.glob("*/vis_data/events.out.tfevents.*"))
     (log,) = tmp_path.glob("*/*.log")
     assert "eta: " in log.read_text()

@@ -1,11 +1,14 @@
 """The command line: what each option becomes, error lines and exit codes, several processes."""
 
+import json
 import os
+import pickle
 import re
 import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ def call(monkeypatch, tool: str, *args: object) -> int:
 def calls(monkeypatch) -> dict[str, tuple]:
     """What the tools pass on, instead of what they would do with it."""
     seen = {}
-    for name in ("train_config", "train", "evaluation_config", "evaluate", "predict"):
+    for name in ("train_config", "train", "evaluation_config", "evaluate", "predict", "classify"):
 
         def record(*args, _name=name, **kwargs):
             seen[_name] = (args, kwargs)
@@ -40,15 +43,18 @@ def calls(monkeypatch) -> dict[str, tuple]:
 
 
 def test_train_passes_every_option_on(monkeypatch, calls):
-    options = "--work-dir w --amp --auto-scale-lr --resume r.pth --cfg-options a.b=1 c=[2,3] --launcher pytorch"
-    options += " --data-root d --float-checkpoint f.pth --backbone-checkpoint b.pth --tensorboard --seed 7"
+    options = "--work-dir w --amp bf16 --accumulate 8 --auto-scale-lr --ema 0.1 --resume r.pth --launcher pytorch"
+    options += " --cfg-options a.b=1 c=[2,3] --data-root d --float-checkpoint f.pth --backbone-checkpoint b.pth"
+    options += " --tensorboard --wandb p --seed 7"
     assert call(monkeypatch, "train.py", "c.py", *options.split()) == 0
     assert calls["train_config"] == (
         ("c.py",),
         dict(
             work_dir="w",
-            amp=True,
+            amp="bf16",
+            accumulate=8,
             auto_scale_lr=True,
+            ema=0.1,
             resume="r.pth",
             cfg_options={"a.b": 1, "c": [2, 3]},
             launcher="pytorch",
@@ -56,13 +62,15 @@ def test_train_passes_every_option_on(monkeypatch, calls):
             float_checkpoint="f.pth",
             backbone_checkpoint="b.pth",
             tensorboard=True,
+            wandb="p",
             seed=7,
         ),
     )
     assert calls["train"] == ((["train_config"],), {})
 
-    call(monkeypatch, "train.py", "c.py", "--resume")
-    assert calls["train_config"][1]["resume"] == "auto"
+    call(monkeypatch, "train.py", "c.py", "--resume", "--amp", "--ema", "--wandb")
+    defaults = dict(resume="auto", amp=True, ema=0.0002, wandb="mmbivit")
+    assert {key: calls["train_config"][1][key] for key in defaults} == defaults
     call(monkeypatch, "train.py", "c.py")
     defaults = calls["train_config"][1]
     assert {key for key, value in defaults.items() if value not in (None, False)} == {"launcher"}
@@ -88,13 +96,27 @@ def test_test_passes_every_option_on(monkeypatch, calls):
     assert calls["evaluate"] == ((["evaluation_config"],), {"out": "o.pkl"})
 
 
-def test_predict_passes_every_option_on(monkeypatch, calls):
+def test_predict_passes_every_option_on(monkeypatch, calls, configs):
+    config = str(configs["float"])
     options = "--out-dir o --score-thr 0.5 --device cpu --batch-size 4"
-    assert call(monkeypatch, "predict.py", "c.py", "x.pth", "a.jpg", "b", *options.split()) == 0
+    assert call(monkeypatch, "predict.py", config, "x.pth", "a.jpg", "b", *options.split()) == 0
     assert calls["predict"] == (
-        ("c.py", "x.pth", ["a.jpg", "b"], "o"),
+        (config, "x.pth", ["a.jpg", "b"], "o"),
         dict(score_thr=0.5, device="cpu", batch_size=4),
     )
+
+
+def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, classifier_configs):
+    config = str(classifier_configs["float"])
+    monkeypatch.setattr("mmbivit.apis.predictions_table", str)
+    options = "--out-dir o --topk 2 --device cpu --batch-size 4"
+    assert call(monkeypatch, "predict.py", config, "x.pth", "a.jpg", "b", *options.split()) == 0
+    assert calls["classify"] == (
+        (config, "x.pth", ["a.jpg", "b"], "o"),
+        dict(topk=2, device="cpu", batch_size=4),
+    )
+    call(monkeypatch, "predict.py", config, "x.pth", "a.jpg")
+    assert calls["classify"] == ((config, "x.pth", ["a.jpg"], None), dict(device=None, batch_size=1))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +143,26 @@ def test_predict_passes_every_option_on(monkeypatch, calls):
             1,
             "error: --float-checkpoint: config .* does not use",
         ),
+        ("train.py", ["{config}", "--amp", "fp8"], 2, "error: argument --amp: invalid choice: 'fp8'"),
+        ("train.py", ["{config}", "--accumulate", "0"], 1, "error: --accumulate 0; allowed: 1 or more"),
+        ("train.py", ["{config}", "--ema", "2"], 1, "error: --ema 2.0; allowed: more than 0 and less than 1"),
+        ("train.py", ["{classifier}", "--data-root", "no"], 1, "extract the official archives|<class>|<wnid>"),
+        ("test.py", ["{classifier}", "x.pth", "--tta"], 1, "error: --tta is for detectors, and .* of a classifier"),
+        ("test.py", ["{classifier}", "x.pth", "--show"], 1, "error: --show is for detectors"),
+        ("test.py", ["{classifier}", "x.pth", "--show-dir", "s"], 1, "error: --show-dir is for detectors"),
+        ("test.py", ["{classifier}", "no.pth"], 1, "error: checkpoint no.pth does not exist"),
+        ("predict.py", ["{classifier}", "no.pth", "{image}"], 1, "error: checkpoint no.pth does not exist"),
+        ("predict.py", ["{classifier}", "x.pth", "{image}", "--score-thr", "0"], 1, "error: --score-thr is for detect"),
+        ("predict.py", ["{config}", "x.pth", "{image}", "--topk", "2"], 1, "error: --topk is for classifiers, and .*"),
+        ("predict.py", ["{config}", "x.pth", "{image}"], 1, "error: --out-dir DIR is needed"),
     ],
 )
-def test_bad_input_is_one_line_and_an_exit_code(monkeypatch, capsys, configs, coco, tool, args, code, message):
+def test_bad_input_is_one_line_and_an_exit_code(
+    monkeypatch, capsys, configs, classifier_configs, coco, tool, args, code, message
+):
     image = coco / "val2017" / "000000000001.png"
-    args = [arg.format(config=configs["float"], image=image) for arg in args]
+    places = dict(config=configs["float"], classifier=classifier_configs["float"], image=image)
+    args = [arg.format(**places) for arg in args]
     assert call(monkeypatch, tool, *args) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, lines[-1])
@@ -146,6 +183,24 @@ def test_predict_says_where_everything_lies(monkeypatch, capsys, configs, float_
     assert call(monkeypatch, "predict.py", configs["float"], float_checkpoint, coco / "val2017", "--out-dir", out) == 0
     assert f"Wrote 2 pictures to {out}/vis and their detections to {out}/preds." in capsys.readouterr().out
     assert len(list((out / "vis").iterdir())) == len(list((out / "preds").iterdir())) == 2
+
+
+def test_classes_are_a_table_that_a_pipe_does_not_cut(
+    monkeypatch, capsys, classifier_configs, float_classifier, image_folders, tmp_path
+):
+    monkeypatch.setenv("COLUMNS", "20")
+    folder = image_folders / "val" / "red"
+    options = ["--out-dir", tmp_path, "--topk", "2"]
+    assert call(monkeypatch, "predict.py", classifier_configs["float"], float_classifier, folder, *options) == 0
+
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[:2] for row in rows] == [[str(folder / f"red_{i}.png"), rank] for i in range(3) for rank in "12"]
+    for i in range(3):
+        (result,) = [json.loads((tmp_path / "preds" / f"red_{i}.json").read_text())]
+        assert [row[2] for row in rows[2 * i : 2 * i + 2]] == result["names"]
+        assert [row[3] for row in rows[2 * i : 2 * i + 2]] == [f"{100 * score:.2f}" for score in result["scores"]]
+    assert f"Wrote the classes of 3 images to {tmp_path}/preds." in out
 
 
 @pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"])
@@ -172,22 +227,50 @@ def test_slurm_scripts_start_the_tools_with_all_options(tmp_path):
     assert words[-5:] == ["c.py", "x.pth", "--launcher", "slurm", "--tta"]
 
 
-@pytest.mark.slow
-def test_two_processes_train_through_both_stages_and_evaluate(configs, float_checkpoint, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment = dict(PORT=str(free.getsockname()[1]), PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="")
-    options = ["--float-checkpoint", float_checkpoint, "--work-dir", tmp_path, "--seed", "0"]
-    result = run_script("dist_train.sh", configs["binary"], "2", *options, **environment)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("Stage 2 from iteration 1 ") == 1
-    assert "Epoch(train) [2][1/1]" in result.stdout  # four images, two processes of two
+@pytest.fixture
+def two_processes() -> Callable[..., str]:
+    """Run a tool in two processes on CPUs and return what it prints."""
 
-    result = run_script(
-        "dist_test.sh", configs["binary"], tmp_path / "epoch_2.pth", "2", "--work-dir", tmp_path, **environment
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "coco/segm_mAP: " in result.stdout
+    def run(script: str, *args: object) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        result = run_script(script, *args, PORT=port, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="")
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_both_stages_and_evaluate(configs, float_checkpoint, tmp_path, two_processes):
+    options = ["--float-checkpoint", float_checkpoint, "--work-dir", tmp_path, "--seed", "0"]
+    log = two_processes("dist_train.sh", configs["binary"], "2", *options)
+    assert log.count("Stage 2 from iteration 1 ") == 1
+    assert "Epoch(train) [2][1/1]" in log  # four images, two processes of two
+
+    log = two_processes("dist_test.sh", configs["binary"], tmp_path / "epoch_2.pth", "2", "--work-dir", tmp_path)
+    assert "coco/segm_mAP: " in log
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_a_classifier(classifier_configs, float_classifier, tmp_path, two_processes):
+    config, out = classifier_configs["binary"], tmp_path / "out.pkl"
+    options = ["--float-checkpoint", float_classifier, "--work-dir", tmp_path, "--seed", "0", "--accumulate", "2"]
+    options += ["--ema", "0.5", "--cfg-options", "train_dataloader.batch_size=2"]
+    log = two_processes("dist_train.sh", config, "2", *options)
+    assert log.count("Stage 2 from iteration 4 ") == 1
+    assert "Epoch(train) [2][4/4]" in log  # 18 images, two processes of two
+    assert log.count("images_per_s: ") == log.count("loss_cls: ") == 8
+    assert len(re.findall(r"Epoch\(val\) \[2\].*accuracy/top1: ", log)) == 1
+
+    log = two_processes("dist_test.sh", config, tmp_path / "epoch_2.pth", "2", "--work-dir", tmp_path, "--out", out)
+    tested = re.findall(r"Epoch\(test\).*accuracy/top1: ([\d.]+)", log)
+    assert len(tested) == 1
+    predictions = pickle.loads(out.read_bytes())
+    assert len({prediction["img_path"] for prediction in predictions}) == len(predictions) == 9
+    right = [int(prediction["pred_labels"][0]) == prediction["label"] for prediction in predictions]
+    assert float(tested[0]) == pytest.approx(100 * sum(right) / 9, abs=1e-3)
 
 
 def run_script(name: str, *args: object, **environment: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,162 @@
+"""Classes of image files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
+from mmbivit.models.classifier import ImageClassifier
+from mmbivit.models.keys import find_state_dict
+
+from .config import inner_dataset, is_classifier, load_config
+from .predict import check_run_options, find_images
+
+__all__ = ["classify", "load_classifier", "predictions_table"]
+
+
+def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
+    """Load a checkpoint into a classifier, all of it, and the names of the classes that it was trained on.
+
+    Args:
+        model: the classifier; its ``dataset_meta`` is set, where the checkpoint has names for all classes.
+        checkpoint: file, URL or name of a timm model.
+
+    Raises:
+        FileNotFoundError: if the file does not exist or cannot be downloaded.
+        ValueError: if a weight is missing, left over or of another shape; the message names the first.
+    """
+    content = load_checkpoint_file(str(checkpoint))
+    is_float = not any("input_quantizer." in key for key in find_state_dict(content))
+    if is_float and any("input_quantizer." in key for key in model.state_dict()):
+        # On load it would pass, since training starts so.
+        raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
+    try:
+        missing, unexpected = load_pretrained(model, content, prefix="")
+    except (ValueError, RuntimeError) as error:  # of our checks, and of torch's on shapes
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{checkpoint} does not fit the config's model: {reason}") from error
+    problems = [
+        f"{len(keys)} tensors {what}, first {keys[0]}"
+        for what, keys in (("are missing in it", missing), ("of it have no place", unexpected))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"{checkpoint} is no checkpoint of the config's classifier: {'; '.join(problems)}. "
+            "Give one that tools/train.py wrote with this config, not a backbone or a detector"
+        )
+    dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
+
+
+def classify(
+    config: str | Path,
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    out_dir: str | Path | None = None,
+    topk: int = 5,
+    device: str | None = None,
+    batch_size: int = 1,
+) -> list[dict[str, Any]]:
+    """Classify images with the transform of the config's test data (validation data if it has none).
+
+    Args:
+        config: the config file.
+        checkpoint: file, URL or name of a timm model.
+        images: files, folders and glob patterns.
+        out_dir: what is returned goes to ``out_dir/preds`` as well, one JSON file per image.
+        topk: classes per image; all of them, if there are fewer.
+        device: such as ``cuda:0``; the best available by default.
+        batch_size: images per forward pass.
+
+    Returns:
+        For each image a dict of ``img_path``, and best first ``labels``, ``scores`` (probabilities) and ``names``.
+        Names are those in the checkpoint, or the labels where it has none.
+
+    Raises:
+        FileNotFoundError: if config, checkpoint or an image does not exist.
+        ValueError: if an image cannot be read, the checkpoint is of another model or an option has no sense.
+    """
+    if topk < 1:
+        raise ValueError(f"--topk {topk}; allowed: 1 or more")
+    check_run_options(device, batch_size)
+    cfg = load_config(config)
+    if not is_classifier(cfg):
+        raise ValueError(f"{config} is the config of a detector; classify() needs one of a classifier")
+    files = find_images(images, unique_names=out_dir is not None)
+    cfg.model.topk = topk
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
+        transform = _build_transform(cfg)
+        model = MODELS.build(cfg.model)
+    load_classifier(model, checkpoint)
+    model.to(device or get_device()).eval()
+
+    results = []
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for batch in track(batches, description="Classifying", console=Console(stderr=True)):
+        inputs = torch.stack([_load(file, transform) for file in batch])
+        with torch.no_grad():
+            predictions = model.test_step(dict(inputs=inputs, img_path=list(map(str, batch))))
+        results += map(_result, predictions)
+    if out_dir is not None:
+        _write(results, Path(out_dir) / "preds")
+    return results
+
+
+def predictions_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Make a table of what :func:`classify` returns, a row for each class of each image."""
+    table = Table("image", "rank", "class", "%")
+    for column, justify in zip(table.columns, ("left", "right", "left", "right"), strict=True):
+        column.justify, column.overflow = justify, "fold"
+    for result in results:
+        for rank, (name, score) in enumerate(zip(result["names"], result["scores"], strict=True), start=1):
+            table.add_row(Text(result["img_path"]), str(rank), Text(name), f"{100 * score:.2f}")
+    return table
+
+
+def _build_transform(cfg: Config) -> Compose:
+    name = "test_dataloader" if cfg.get("test_dataloader") else "val_dataloader"
+    if not cfg.get(name):
+        raise ValueError(f"{cfg.filename} has neither test_dataloader nor val_dataloader, whose transform images need")
+    pipeline = inner_dataset(cfg[name].dataset).get("pipeline")
+    if not pipeline:
+        raise ValueError(f"{cfg.filename}: the data set of {name} has no pipeline, whose transform images need")
+    return Compose(pipeline)
+
+
+def _load(file: Path, transform: Compose) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            rgb = image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise almost anything
+        raise ValueError(f"image {file} cannot be decoded: {error}") from error
+    return transform(dict(img=rgb))["inputs"]
+
+
+def _result(prediction: dict[str, Any]) -> dict[str, Any]:
+    labels = prediction["pred_labels"].tolist()
+    return dict(
+        img_path=prediction["img_path"],
+        labels=labels,
+        scores=prediction["pred_scores"].tolist(),
+        names=prediction.get("pred_names") or list(map(str, labels)),
+    )
+
+
+def _write(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        (folder / f"{Path(result['img_path']).stem}.json").write_text(json.dumps(result))
