@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,15 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from .made_folders import (
+    ADVICE,
+    check_complete,
+    check_integer,
+    check_not_foreign,
+    check_same_options,
+    new_folder,
+    package_versions,
+)
 from .scene_rendering import make_scene
 
 DIGIT_CLASSES = tuple("0123456789")
@@ -47,7 +53,6 @@ LAYOUTS = {
 
 MARKER = "digit_scenes.json"
 GENERATOR_VERSION = 1  # raise it when the same options would give other scenes
-PACKAGES = ("numpy", "pillow", "pycocotools", "scikit-image", "scikit-learn", "scipy")
 
 CREDITS = (
     "Digits: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI (CC BY 4.0), from scikit-learn. "
@@ -152,28 +157,13 @@ def make_digit_scenes(
     ready = None if overwrite else _find_ready(out, options)
     if ready is not None:
         return ready
-    if overwrite:
-        _check_backup_is_free(out)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = _sibling(out, "making")
-    work.mkdir()
-    try:
+    with new_folder(out, MARKER, overwrite) as work:
         instances = {split: _write_split(work, split, options, progress) for split in SPLITS}
-        content = {"options": options, "versions": _package_versions(), "instances": instances}
+        content = {"options": options, "versions": package_versions(), "instances": instances}
         (work / MARKER).write_text(json.dumps(content, indent=2) + "\n")
         for split in SPLITS:
             _validate_split(DigitScenes.load(work), split)
-        _install(work, out)
-    finally:  # also on Ctrl-C; after a success there is nothing left to remove
-        shutil.rmtree(work, ignore_errors=True)
     return DigitScenes.load(out)
-
-
-def check_integer(name: str, value: Any, minimum: int) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
 def _check_options(train: int, val: int, size: Any, max_digits: int, seed: int, layout: str) -> dict[str, Any]:
@@ -203,48 +193,17 @@ def _check_options(train: int, val: int, size: Any, max_digits: int, seed: int, 
     }
 
 
-def _package_versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
-
-
-def _sibling(out: Path, purpose: str) -> Path:
-    """A new hidden name beside ``out``, on the same file system, so that renaming it is atomic."""
-    return out.with_name(f".{out.name}.{purpose}-{secrets.token_hex(4)}")
-
-
-def _backup_path(out: Path) -> Path:
-    return out.with_name(f"{out.name}.old")
-
-
-def _is_foreign(out: Path) -> bool:
-    """Whether ``out`` is a file, or a folder with something in it that :func:`make_digit_scenes` has not made."""
-    if not out.is_dir():
-        return out.exists()
-    return any(out.iterdir()) and not (out / MARKER).is_file()
-
-
 def _find_ready(out: Path, options: dict[str, Any]) -> DigitScenes | None:
     """The complete data set in ``out`` if it has the same options, None if ``out`` is free."""
-    if _is_foreign(out):
-        raise FileExistsError(
-            f"{out} exists and was not made by make_digit_scenes (it has no {MARKER}). Choose another folder, or pass "
-            f"overwrite (--overwrite) to move it to {_backup_path(out)}."
-        )
+    check_not_foreign(out, MARKER, "make_digit_scenes")
     if not (out / MARKER).is_file():
         return None
-    advice = "Choose another folder, or pass overwrite (--overwrite) to make it again."
     try:
         scenes = DigitScenes.load(out, reused=True)
     except FileNotFoundError:
-        raise FileExistsError(f"{out / MARKER} cannot be read. {advice}") from None
-    keys = sorted(options.keys() | scenes.options.keys())
-    different = [key for key in keys if options.get(key) != scenes.options.get(key)]
-    if different:
-        found = ", ".join(f"{key}={scenes.options.get(key)} (asked for: {options.get(key)})" for key in different)
-        raise FileExistsError(f"{out} holds digit scenes made with other options: {found}. {advice}")
-    missing = _missing_files(scenes)
-    if missing:
-        raise FileExistsError(f"{out} is damaged: {len(missing)} files are missing, such as {missing[0]}. {advice}")
+        raise FileExistsError(f"{out / MARKER} cannot be read. {ADVICE}") from None
+    check_same_options(out, "digit scenes", scenes.options, options)
+    check_complete(out, _missing_files(scenes))
     return scenes
 
 
@@ -258,29 +217,6 @@ def _missing_files(scenes: DigitScenes) -> list[Path]:
         paths = [scenes.image_dir(split) / image["file_name"] for image in images]
         missing += [path for path in paths if not path.is_file()]
     return missing
-
-
-def _check_backup_is_free(out: Path) -> None:
-    # Found out before the work, not after it.
-    if _is_foreign(out) and _backup_path(out).exists():
-        raise FileExistsError(f"{out} cannot be moved to {_backup_path(out)}, because that exists too: remove one.")
-
-
-def _install(work: Path, out: Path) -> None:
-    """Rename ``work`` to ``out``. Digit scenes that are there are deleted, anything else is kept beside."""
-    if not out.exists():
-        work.rename(out)
-        return
-    foreign = _is_foreign(out)
-    old = _backup_path(out) if foreign else _sibling(out, "old")
-    out.rename(old)
-    try:
-        work.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    if not foreign:
-        shutil.rmtree(old)
 
 
 # Files

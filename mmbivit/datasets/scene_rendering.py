@@ -42,7 +42,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @cache
-def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+def digit_samples() -> tuple[np.ndarray, np.ndarray]:
     """Ink ``(1797, 8, 8)`` in [0, 1] and classes ``(1797,)``."""
     _require_demo_packages()
     from sklearn.datasets import load_digits
@@ -76,14 +76,14 @@ def _require_demo_packages() -> None:
         ) from error
 
 
-def _digit_indices(split: str, digit: int) -> np.ndarray:
+def digit_indices(split: str, digit: int) -> np.ndarray:
     """Indices of the samples of one class that belong to ``split``."""
-    targets = _load_digits()[1]
+    targets = digit_samples()[1]
     in_train = np.arange(len(targets)) < TRAIN_DIGITS
     return np.flatnonzero((targets == digit) & (in_train == (split == "train")))
 
 
-def _crop_photo(rng: np.random.Generator, split: str, size: list[int]) -> tuple[np.ndarray, str, list[int]]:
+def crop_photo(rng: np.random.Generator, split: str, size: list[int]) -> tuple[np.ndarray, str, list[int]]:
     """A random crop with the shape of a scene: pixels ``(H, W, 3)``, name of the photo, box ``[x, y, w, h]`` in it."""
     height, width = size
     name = PHOTOS[split][rng.integers(len(PHOTOS[split]))]
@@ -96,8 +96,10 @@ def _crop_photo(rng: np.random.Generator, split: str, size: list[int]) -> tuple[
     return np.array(crop), name, [x, y, box_width, box_height]
 
 
-def _render_digit(pixels: np.ndarray, height: float, aspect: float, angle: float) -> np.ndarray:
+def render_digit(pixels: np.ndarray, height: float, aspect: float, angle: float, room: float = 2.25) -> np.ndarray:
     """Enlarge a digit of ``(8, 8)`` smoothly to about ``height`` pixels, turned by ``angle`` (radians).
+
+    ``room`` is the side of the canvas, relative to ``height``: 2.25 is enough for any angle, 1.5 for small ones.
 
     Returns:
         Ink in [0, 1], cut to the tight box of the mask ``ink > INK_THRESHOLD``.
@@ -106,7 +108,7 @@ def _render_digit(pixels: np.ndarray, height: float, aspect: float, angle: float
 
     padded = np.pad(pixels, 2)
     scale = height / 8
-    side = math.ceil(1.5 * len(padded) * scale)  # room for any angle
+    side = math.ceil(room * height)
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     centre = (len(padded) - 1) / 2
     rows = (math.cos(angle) * y + math.sin(angle) * x) / scale + centre
@@ -123,7 +125,11 @@ def _pick_color(rng: np.random.Generator, surroundings: list[float]) -> np.ndarr
     """A random colour whose luminance is ``MIN_CONTRAST`` away from all ``surroundings``, or as far as possible."""
     candidates = np.arange(256.0)
     contrast = np.abs(candidates[:, None] - surroundings).min(axis=1)
-    luminance = rng.choice(candidates[contrast >= min(MIN_CONTRAST, contrast.max())])
+    return color_of(rng, rng.choice(candidates[contrast >= min(MIN_CONTRAST, contrast.max())]))
+
+
+def color_of(rng: np.random.Generator, luminance: float) -> np.ndarray:
+    """A random colour of the given luminance in [0, 255]."""
     color = 255 * np.array(colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0.3, 1), 1.0))
     full = float(color @ LUMINANCE)
     if luminance <= full:
@@ -131,7 +137,7 @@ def _pick_color(rng: np.random.Generator, surroundings: list[float]) -> np.ndarr
     return color + (255 - color) * (luminance - full) / (255 - full)
 
 
-def _place_digit(
+def place_digit(
     rng: np.random.Generator, shape: np.ndarray, digits: list[dict[str, Any]], scene_shape: tuple[int, ...]
 ) -> np.ndarray | None:
     """Find a place where no earlier digit loses too much; the mask in the scene ``(H, W)``, or None."""
@@ -153,25 +159,30 @@ def _grow(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(mask, iterations=2)
 
 
+def paint(scene: np.ndarray, mask: np.ndarray, ink: np.ndarray, color: np.ndarray) -> None:
+    """Paint ``ink`` into ``scene``, where ``mask`` is the place that was found for ``ink > INK_THRESHOLD``."""
+    # Strokes stay a little fainter at their edges, as they were written; nothing outside the mask changes.
+    strength = np.interp(ink[ink > INK_THRESHOLD], [INK_THRESHOLD, 1], [0.75, 1])[:, None]
+    scene[mask] = np.rint(strength * color + (1 - strength) * scene[mask])
+
+
 def make_scene(rng: np.random.Generator, split: str, options: dict[str, Any]) -> tuple[np.ndarray, dict, list[dict]]:
     """Pixels ``(H, W, 3)``, the provenance of the photo, and what is known of each digit, visible mask included."""
-    scene, photo, photo_box = _crop_photo(rng, split, options["size"])
+    scene, photo, photo_box = crop_photo(rng, split, options["size"])
     background = scene @ LUMINANCE
     digits: list[dict[str, Any]] = []
     for _ in range(rng.integers(1, options["max_digits"] + 1)):
         digit = int(rng.integers(10))
-        index = int(rng.choice(_digit_indices(split, digit)))
+        index = int(rng.choice(digit_indices(split, digit)))
         height = min(options["size"]) * rng.uniform(MIN_HEIGHT, MAX_HEIGHT)
-        ink = _render_digit(_load_digits()[0][index], height, rng.uniform(0.85, 1.15), rng.uniform(-0.25, 0.25))
-        mask = _place_digit(rng, ink > INK_THRESHOLD, digits, background.shape)
+        ink = render_digit(digit_samples()[0][index], height, rng.uniform(0.85, 1.15), rng.uniform(-0.25, 0.25))
+        mask = place_digit(rng, ink > INK_THRESHOLD, digits, background.shape)
         if mask is None:
             continue
         near = _grow(mask)
         touched = [item["luminance"] for item in digits if (item["mask"] & near).any()]
         color = _pick_color(rng, [float(background[mask].mean()), *touched])
-        # Strokes stay a little fainter at their edges, as they were written; nothing outside the mask changes.
-        strength = np.interp(ink[ink > INK_THRESHOLD], [INK_THRESHOLD, 1], [0.75, 1])[:, None]
-        scene[mask] = np.rint(strength * color + (1 - strength) * scene[mask])
+        paint(scene, mask, ink, color)
         for item in digits:
             item["mask"] = item["mask"] & ~mask
         digits.append(
