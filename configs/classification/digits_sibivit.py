@@ -1,10 +1,7 @@
 # SI-BiViT's two stages at the same total of 28 epochs, from the float network of the same task, which is the teacher:
-# 14 epochs with distillation (cosine to 30 %), then 14 all binary (the rates are reset; half an epoch of warm-up, cosine
-# to 1 %).
-_base_ = "./digits_sibivit_single_stage.py"
+# 14 epochs with distillation (cosine to 30 %), then 14 all binary (rates reset, half an epoch of warm-up, cosine to 1 %).
+_base_ = "./digits_sibivit_from_float.py"
 
-float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:work_dirs/digits_swin_float/epoch_28.pth}}"
-load_from = float_checkpoint
 switch_epoch = 14
 custom_hooks = [
     dict(
@@ -17,7 +14,7 @@ custom_hooks = [
             window_size=4,
             shift_single_window=False,
             out_indices=(1,),
-            init_cfg=dict(type="Pretrained", checkpoint=float_checkpoint),
+            init_cfg=dict(type="Pretrained", checkpoint={{_base_.float_checkpoint}}),
         ),
         distill_loss=dict(type="mmbivit.BlockMSELoss", normalize=True),
         distill_weight=0.1,
