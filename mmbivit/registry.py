@@ -15,8 +15,6 @@ from mmengine.registry import Registry
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmbivit", locations=["mmbivit.models", "mmbivit.distill"])
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmbivit", locations=["mmbivit.engine"])
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="mmbivit", locations=["mmbivit.datasets"])
-DATA_SAMPLERS = Registry(
-    "data sampler", parent=MMENGINE_DATA_SAMPLERS, scope="mmbivit", locations=["mmbivit.datasets"]
-)
+DATA_SAMPLERS = Registry("data sampler", parent=MMENGINE_DATA_SAMPLERS, scope="mmbivit", locations=["mmbivit.datasets"])
 TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope="mmbivit", locations=["mmbivit.datasets"])
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope="mmbivit", locations=["mmbivit.evaluation"])

@@ -16,7 +16,7 @@ from timm.data import get_img_extensions
 from timm.utils.misc import natural_key
 
 from .coco_check import MODES, advise_data_root, check_modes, draw_tree, find_datasets, is_timm_dataset, is_type
-from .timm_dataset import _find_split, _read_class_map
+from .timm_dataset import find_split, read_class_map
 
 CONVERTER = "python tools/dataset_converters/tiny_imagenet.py"
 SHOWN_CLASSES = 5
@@ -109,7 +109,7 @@ def _is_missing(dataset: dict) -> bool:
 def _look(dataset: dict, mode: str) -> _Folder:
     root, split = osp.normpath(_root(dataset)), dataset.get("split", "train")
     try:
-        path = str(_find_split(root, split))
+        path = str(find_split(root, split))
     except FileNotFoundError:
         return _Folder(mode, root, osp.join(root, split), "missing")
     if osp.isfile(path):
@@ -130,7 +130,7 @@ def _look(dataset: dict, mode: str) -> _Folder:
                 classes.append(entry.name)
             elif _any_entry(entry.path, os.DirEntry.is_dir):
                 nested.append(entry.path)
-    class_map = _read_class_map(dataset.get("class_map"), path)
+    class_map = read_class_map(dataset.get("class_map"), path)
     problem = None
     if any(osp.isdir(osp.join(folder, "images")) for folder in nested) or (
         "images" in classes and osp.isfile(osp.join(path, "val_annotations.txt"))

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from mmbivit.registry import DATASETS
 
-__all__ = ["TimmDataset", "readable_names"]
+__all__ = ["TimmDataset", "find_split", "read_class_map", "readable_names"]
 
 MAX_CORRUPT = 10  # in a row, as in timm: more of them mean that the disk or the copy is broken, not a file
 SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))  # timm's synonyms
@@ -172,16 +172,16 @@ def _open(data_root: str, split: str, name: str, class_map: Any, options: dict) 
     """Return timm's data set (or only its reader) and its reader, ``None`` where torchvision reads."""
     kind, _, rest = name.lower().partition("/")
     if kind == "hfds":
-        source = create_dataset(name, data_root or None, split, class_map=_read_class_map(class_map), **options)
+        source = create_dataset(name, data_root or None, split, class_map=read_class_map(class_map), **options)
         return source, source.reader
     if kind == "torch":
         if class_map:
             raise ValueError(f"class_map={class_map!r} needs an image folder or tar files, {name} has its own classes")
         if rest in ("folder", "image_folder"):
-            data_root = str(_find_split(data_root, split))
+            data_root = str(find_split(data_root, split))
         return _open_torchvision(data_root, split, name, options), None
-    root = _find_split(data_root, split)
-    reader = _open_folder(root, _read_class_map(class_map, root), options, _expected(data_root, split))
+    root = find_split(data_root, split)
+    reader = _open_folder(root, read_class_map(class_map, root), options, _expected(data_root, split))
     if not class_map:
         _check_classes(list(_class_to_idx(reader)), _expected(data_root, split))
     return reader, reader
@@ -221,7 +221,7 @@ def _open_folder(root: Path, class_map: dict | None, options: dict, expected: st
         raise FileNotFoundError(f"no images ({kinds}){chosen} in {root}; {expected}") from error
 
 
-def _find_split(data_root: str, split: str) -> Path:
+def find_split(data_root: str, split: str) -> Path:
     """Return the folder or tar file of a split.
 
     timm would fall back to ``data_root`` itself: a forgotten folder ``val`` then means validation on all images, with
@@ -246,7 +246,8 @@ def _expected(data_root: str, split: str) -> str:
     return f"expected the tree {os.path.join(data_root, split, '<class>', '<image>')} (data_root/split/...){hint}"
 
 
-def _read_class_map(class_map: Mapping[str, int] | str | None, root: Path | str = "") -> dict[str, int] | None:
+def read_class_map(class_map: Mapping[str, int] | str | None, root: Path | str = "") -> dict[str, int] | None:
+    """Return the label of each class folder from a dict or a file of timm's, looked for in ``root`` too."""
     if not class_map:
         return None
     try:

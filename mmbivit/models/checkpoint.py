@@ -76,7 +76,8 @@ def checkpoint_path(file: str) -> Path:
     file = str(file)
     if not file.startswith(FETCHED_SCHEMES):
         if not Path(file).is_file():
-            raise FileNotFoundError(f"checkpoint {file} does not exist")
+            hint = f"; timm's weights are {TIMM_SCHEME}{file}" if timm.is_model_pretrained(file) else ""
+            raise FileNotFoundError(f"checkpoint {file} does not exist{hint}")
         return Path(file)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if file.startswith(TIMM_SCHEME):

@@ -290,6 +290,12 @@ def test_training_configs_get_local_files_for_timm_names(hub, timm_calls):
     assert len(timm_calls) == 1
 
 
+def test_a_timm_name_without_its_scheme_is_recognised():
+    name = "swin_tiny_patch4_window7_224.ms_in1k"
+    with pytest.raises(FileNotFoundError, match=f"{name} does not exist; timm's weights are timm://{name}"):
+        checkpoint_path(name)
+
+
 def test_unknown_timm_names_show_similar_ones(hub, timm_calls):
     for name in ("swin_tiny_patch4_window7_224.ms_in1", "swin_tiny_patch4_window8_224", "swin_tiny_patch4_window7"):
         with pytest.raises(ValueError, match=rf"timm://{name}: timm has no .* mean .*swin_tiny_patch4_window7_224\.ms"):
