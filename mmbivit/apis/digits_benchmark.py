@@ -134,7 +134,8 @@ def draw_curves(results: dict[Arm, list[list[dict[str, float]]]]) -> "Figure":
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, lw=0)
         for hook in get_config(arm.config).get("custom_hooks", []):
             axes.axvline(hook.switch_epoch, color="0.5", lw=1)
-            axes.annotate("switch to stage 2", (hook.switch_epoch, 0), xytext=(4, 4), textcoords="offset points")
+            top = dict(xycoords=("data", "axes fraction"), textcoords="offset points", va="top")
+            axes.annotate("switch to stage 2", (hook.switch_epoch, 1), xytext=(4, -4), **top)
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", title=f"mean of {len(runs)} seeds; bands: all seeds")
