@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512, help="number of images to make, in 8 classes")
     parser.add_argument("--batch-size", type=int, default=32, help="batch size of the loaders")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes of each loader")
-    parser.add_argument("--repeats", type=int, default=7, help="epochs of each loader")
+    parser.add_argument("--repeats", type=int, default=15, help="epochs of each loader")
     parser.add_argument("--step-batch-size", type=int, default=8, help="batch size of the training steps")
     parser.add_argument("--steps", type=int, default=5, help="training steps in each stage; 0 leaves them out")
     add_debug_option(parser)
