@@ -20,6 +20,7 @@ class RepeatAugSampler(TimmRepeatAugSampler):
     Args:
         dataset: the data set to sample from.
         seed: equal on all ranks; ``None`` draws one, like MMEngine's samplers.
+        shuffle: draw the order anew in each epoch.
         num_repeats: how often each image is repeated, 1 or more.
         selected_round: the epoch is rounded down to a multiple of this, 0 for no rounding.
         selected_ratio: an epoch of a rank has ``len(dataset) / selected_ratio`` images; 0 for the number of ranks.
@@ -32,6 +33,7 @@ class RepeatAugSampler(TimmRepeatAugSampler):
         self,
         dataset: Sized,
         seed: int | None = None,
+        shuffle: bool = True,
         num_repeats: float = 3,
         selected_round: int = 256,
         selected_ratio: float = 0,
@@ -43,6 +45,7 @@ class RepeatAugSampler(TimmRepeatAugSampler):
             dataset,
             num_replicas=world_size,
             rank=rank,
+            shuffle=shuffle,
             num_repeats=num_repeats,
             selected_round=selected_round,
             selected_ratio=selected_ratio,
