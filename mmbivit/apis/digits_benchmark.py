@@ -48,7 +48,7 @@ ARMS = (
 
 
 def run_arms(
-    seeds: Sequence[int], out: Path, train_tool: Path, data: Path, jobs: int, options: Sequence[object] = ()
+    seeds: Sequence[int], out: Path, train_tool: Path, data: Path, jobs: int
 ) -> dict[Arm, list[list[dict[str, float]]]]:
     """Train every arm with every seed, unless that is done already.
 
@@ -58,7 +58,6 @@ def run_arms(
         train_tool: path of ``tools/train.py``.
         data: the digit folders.
         jobs: runs at a time, one thread each.
-        options: further options of the tool, for every run.
 
     Returns:
         For each arm and seed the evaluations: dicts with ``step`` (epoch) and ``accuracy/top1`` (percent).
@@ -69,7 +68,7 @@ def run_arms(
 
     def train(arm: Arm, seed: int, teacher: Future | None) -> list[dict[str, float]]:
         work_dir = out / f"{Path(arm.config).name}_seed{seed}"
-        line = ["--data-root", data, "--seed", seed, *options]
+        line = ["--data-root", data, "--seed", seed]
         if teacher is not None:
             teacher.result()
             float_dir = out / f"{Path(FLOAT.config).name}_seed{seed}"

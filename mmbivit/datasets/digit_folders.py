@@ -34,6 +34,7 @@ from .made_folders import (
     check_same_options,
     new_folder,
     package_versions,
+    read_marker,
 )
 from .scene_rendering import (
     INK_THRESHOLD,
@@ -83,14 +84,9 @@ class DigitFolders:
             FileNotFoundError: ``root`` is not a digit folders data set.
         """
         root = Path(root)
-        try:
-            content = json.loads((root / MARKER).read_text())
-            return cls(root, content["options"], content["versions"], content["images"], reused)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileNotFoundError(
-                f"{root} is not a digit folders data set: it has no valid {MARKER}. Make one with "
-                f"`python tools/make_digit_scenes.py --layout folders --out {root}`."
-            ) from error
+        keys = ("options", "versions", "images")
+        tool = "python tools/make_digit_scenes.py --layout folders"
+        return cls(root, *read_marker(root, MARKER, keys, "digit folders data set", tool), reused)
 
     def records(self, split: str) -> list[dict[str, Any]]:
         """What is in each image of ``split`` ('train' or 'val'), in the order of their numbers.

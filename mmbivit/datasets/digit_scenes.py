@@ -32,6 +32,7 @@ from .made_folders import (
     check_same_options,
     new_folder,
     package_versions,
+    read_marker,
 )
 from .scene_rendering import make_scene
 
@@ -99,14 +100,10 @@ class DigitScenes:
             FileNotFoundError: ``root`` is not a digit scenes folder.
         """
         root = Path(root)
-        try:
-            content = json.loads((root / MARKER).read_text())
-            return cls(root, content["options"], content["versions"], content["instances"], reused)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileNotFoundError(
-                f"{root} is not a digit scenes folder: it has no valid {MARKER}. Make one with "
-                f"`python tools/make_digit_scenes.py --out {root}`."
-            ) from error
+        keys = ("options", "versions", "instances")
+        return cls(
+            root, *read_marker(root, MARKER, keys, "digit scenes folder", "python tools/make_digit_scenes.py"), reused
+        )
 
     def image_dir(self, split: str) -> Path:
         """Folder of the images of ``split`` ('train' or 'val')."""

@@ -5,9 +5,10 @@ A marker file (JSON) in the folder says what made it, and with which options.
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,22 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
 def package_versions() -> dict[str, str]:
     """Versions of the packages whose work is in the pixels."""
     return {name: metadata.version(name) for name in PACKAGES}
+
+
+def read_marker(root: Path, marker: str, keys: Sequence[str], what: str, tool: str) -> list[Any]:
+    """Values in the marker file of a made folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file or a key is missing; it says ``what`` was expected and the ``tool``
+            command that makes it.
+    """
+    try:
+        content = json.loads((root / marker).read_text())
+        return [content[key] for key in keys]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileNotFoundError(
+            f"{root} is not a {what}: it has no valid {marker}. Make one with `{tool} --out {root}`."
+        ) from error
 
 
 def is_foreign(out: Path, marker: str) -> bool:
