@@ -6,7 +6,7 @@ _base_ = [
     "../_base_/classification_runtime.py",
 ]
 
-# The float Swin-T that is teacher and start, head included: timm's copy of the official weights (81.2 % top-1). A file
+# The float Swin-T that is teacher and start, head included: timm's copy of the official weights. A file
 # of timm, official or mmdet keys, or another timm name: tools/train.py --float-checkpoint, or the variable named here.
 float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:timm://swin_tiny_patch4_window7_224.ms_in1k}}"
 load_from = float_checkpoint
