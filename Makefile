@@ -17,11 +17,11 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): setup.py pyproject.toml
+$(STAMP): setup.py pyproject.toml $(wildcard mmbivit/deploy/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "mmbivit needs Python 3.10 or later; name one with: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -e ".[onedl,demo,dev]"
+	$(BIN)/python -m pip install -e ".[onedl,demo,dev,benchmark]"
 	touch $@
 
 clean:

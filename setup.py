@@ -4,12 +4,15 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "mmbivit" / "__init__.py").read_text(), re.MULTILINE)[1]
 SHIPPED = ("configs", "tools", "model-index.yml")
+KERNELS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "mmbivit" / "deploy" / "csrc").iterdir())
 
 
 class BuildWithConfigs(build_py):
@@ -35,7 +38,28 @@ class BuildWithConfigs(build_py):
         """List what a source distribution needs, so that a wheel can be built from it."""
         shipped = [path for name in SHIPPED for path in (ROOT / name, *(ROOT / name).rglob("*"))]
         files = [str(path.relative_to(ROOT)) for path in shipped if path.is_file() and "__pycache__" not in path.parts]
-        return [*super().get_source_files(), *files]
+        return [*super().get_source_files(), *files, *KERNELS]
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels of packed networks: plain C++, no headers of Python or torch."""
+
+    def build_extension(self, extension: Extension) -> None:
+        """Compile with OpenMP, or on one thread where the compiler has none (Apple's clang)."""
+        msvc = self.compiler.compiler_type == "msvc"
+        flags = ["/std:c++17", "/O2"] if msvc else ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
+        threads = ["/openmp"] if msvc else ["-fopenmp"]
+        try:
+            extension.extra_compile_args = [*flags, *threads]
+            extension.extra_link_args = [] if msvc else threads
+            super().build_extension(extension)
+        except (CompileError, LinkError):
+            extension.extra_compile_args, extension.extra_link_args = flags, []
+            super().build_extension(extension)
+
+    def get_export_symbols(self, extension: Extension) -> list[str]:
+        """Export what the sources say; the library is no Python module."""
+        return extension.export_symbols
 
 
 setup(
@@ -45,7 +69,16 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
-    cmdclass={"build_py": BuildWithConfigs},
+    cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},
+    ext_modules=[
+        Extension(
+            "mmbivit.deploy._kernels",
+            sources=[path for path in KERNELS if path.endswith(".cpp")],
+            depends=KERNELS,
+            language="c++",
+            optional=True,  # without a compiler, packed networks run on a slow torch reference
+        )
+    ],
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",  # torch.load(weights_only=True) is not safe before
@@ -63,6 +96,8 @@ setup(
         # mmcv-lite is mmcv without compiled ops, as a wheel; mmcv 2.1.0 itself does not build with today's setuptools.
         # Its mmengine imports pkg_resources, which setuptools 81 and later do not promise any more.
         "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1", "setuptools<81"],
+        # Other runtimes, for ONNX export and for tools/benchmarks/packed_inference.py
+        "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino"],
         "demo": ["scikit-learn", "scikit-image"],
         "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard"],
     },

@@ -1,6 +1,6 @@
 """Binarization with torch alone: formulas, layers and recipes."""
 
-from .attention import SoftmaxThreshold
+from .attention import SoftmaxThreshold, relative_position_index
 from .functional import binarize_weight, rprelu, sign, sign_ste, straight_through, threshold_mask
 from .layers import ActivationQuantizer, BinaryLinear, RPReLU, RSign
 from .recipe import RECIPES, Recipe, get_recipe
@@ -15,6 +15,7 @@ __all__ = [
     "SoftmaxThreshold",
     "binarize_weight",
     "get_recipe",
+    "relative_position_index",
     "rprelu",
     "sign",
     "sign_ste",

@@ -1,11 +1,12 @@
 """Binarization of attention: 1-bit queries, keys and values, and probabilities in {0, 1}."""
 
+import torch
 from torch import Tensor
 
 from .functional import straight_through, threshold_mask
 from .layers import ActivationQuantizer
 
-__all__ = ["SoftmaxThreshold"]
+__all__ = ["SoftmaxThreshold", "relative_position_index"]
 
 
 class SoftmaxThreshold(ActivationQuantizer):
@@ -40,3 +41,18 @@ class SoftmaxThreshold(ActivationQuantizer):
 
     def extra_repr(self) -> str:
         return f"ratio={self.ratio}"
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Return, for each query and key of a window, the row of the relative position bias table.
+
+    The offset ``(dy, dx)`` from key to query has row ``(dy + w - 1) * (2w - 1) + dx + w - 1``.
+
+    Returns:
+        Integer tensor ``(window_size**2, window_size**2)`` with values in ``[0, (2*window_size - 1)**2)``.
+    """
+    ys, xs = torch.meshgrid(torch.arange(window_size), torch.arange(window_size), indexing="ij")
+    ys, xs = ys.flatten(), xs.flatten()
+    offset_y = ys[:, None] - ys[None, :] + window_size - 1
+    offset_x = xs[:, None] - xs[None, :] + window_size - 1
+    return offset_y * (2 * window_size - 1) + offset_x

@@ -6,6 +6,7 @@ from .checkpoint import load_checkpoint_file, load_pretrained
 from .classifier import ImageClassifier
 from .layout import WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
+from .packed import PackedSwinTransformer
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule
 from .swin import BinarySwinTransformer
@@ -16,6 +17,7 @@ __all__ = [
     "ClassificationPreprocessor",
     "DualBranchMLP",
     "ImageClassifier",
+    "PackedSwinTransformer",
     "SpatialInteraction",
     "StagedModule",
     "WindowAttention",

@@ -4,24 +4,9 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mmbivit.binary import Recipe
+from mmbivit.binary import Recipe, relative_position_index
 
-__all__ = ["WindowAttention", "relative_position_index"]
-
-
-def relative_position_index(window_size: int) -> Tensor:
-    """Return, for each query and key of a window, the row of the relative position bias table.
-
-    The offset ``(dy, dx)`` from key to query has row ``(dy + w - 1) * (2w - 1) + dx + w - 1``.
-
-    Returns:
-        Integer tensor ``(window_size**2, window_size**2)`` with values in ``[0, (2*window_size - 1)**2)``.
-    """
-    ys, xs = torch.meshgrid(torch.arange(window_size), torch.arange(window_size), indexing="ij")
-    ys, xs = ys.flatten(), xs.flatten()
-    offset_y = ys[:, None] - ys[None, :] + window_size - 1
-    offset_x = xs[:, None] - xs[None, :] + window_size - 1
-    return offset_y * (2 * window_size - 1) + offset_x
+__all__ = ["WindowAttention"]
 
 
 class WindowAttention(nn.Module):

@@ -340,7 +340,7 @@ class BinarySwinTransformer(StagedModule, BaseModule):
             x = stage(x, hw_shape)
             if i in self.out_indices:
                 out = norm_tokens(getattr(self, f"norm{i}"), x)
-                outputs.append(out.view(len(out), *hw_shape, -1).permute(0, 3, 1, 2).contiguous())
+                outputs.append(out.view(out.shape[0], *hw_shape, -1).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x, hw_shape = stage.downsample(x, hw_shape)
         return tuple(outputs)

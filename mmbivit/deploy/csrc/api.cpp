@@ -1,0 +1,132 @@
+// What kernels.py calls: chooses the code path and shares ranges of rows or windows out to threads.
+#include <chrono>
+#include <cstdlib>
+
+#include "kernels.h"
+#include "scratch.h"
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bits are packed for little-endian machines"
+#endif
+
+extern const CodePath mmbivit_portable;
+#if defined(__x86_64__) && defined(__GNUC__)
+extern const CodePath mmbivit_avx512_vpopcntdq, mmbivit_avx512bw, mmbivit_avx2;
+#elif defined(__aarch64__)
+extern const CodePath mmbivit_neon;
+#endif
+
+namespace {
+
+// Fastest first.
+const CodePath* const PATHS[] = {
+#if defined(__x86_64__) && defined(__GNUC__)
+    &mmbivit_avx512_vpopcntdq, &mmbivit_avx512bw, &mmbivit_avx2,
+#elif defined(__aarch64__)
+    &mmbivit_neon,
+#endif
+    &mmbivit_portable,
+};
+
+// Run a kernel over `units` in steps of `step`; returns 0, or 1 where there is no memory.
+template <class Args, class Kernel>
+int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t words, int threads, double* seconds) {
+    const int64_t steps = ceil_div(units, step);
+    int failed = 0;
+    if (threads > steps) threads = steps > 1 ? (int)steps : 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        // whole vectors, on their own cache lines
+        void* raw = std::malloc(words * sizeof(uint32_t) + 64);
+        uint32_t* memory = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(raw) + 63) / 64 * 64);
+        double own[PHASES] = {0};
+        Worker worker = {memory, seconds ? own : nullptr};
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < steps; i++) {
+            const int64_t begin = i * step, end = begin + step < units ? begin + step : units;
+            if (raw)
+                kernel(args, begin, end, &worker);
+            else
+#pragma omp atomic write
+                failed = 1;
+        }
+        if (seconds) {
+#pragma omp critical
+            for (int phase = 0; phase < PHASES; phase++) seconds[phase] += own[phase];
+        }
+        std::free(raw);
+    }
+    return failed;
+}
+
+int64_t windows_of(const Layout& layout) {
+    return layout.batch * ceil_div(layout.height, layout.window) * ceil_div(layout.width, layout.window);
+}
+
+}  // namespace
+
+double mmbivit_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+EXPORT int mmbivit_path_count() { return (int)(sizeof PATHS / sizeof *PATHS); }
+EXPORT const char* mmbivit_path_name(int path) { return PATHS[path]->name; }
+
+// Whether this CPU (and its operating system) can run a path.
+EXPORT int mmbivit_path_runs(int path) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (PATHS[path] == &mmbivit_avx2) return avx2;
+    if (PATHS[path] == &mmbivit_avx512bw) return avx512;
+    if (PATHS[path] == &mmbivit_avx512_vpopcntdq) return avx512 && __builtin_cpu_supports("avx512vpopcntdq");
+#endif
+    return path < mmbivit_path_count();
+}
+
+EXPORT int mmbivit_pack(const PackArgs* args, int path, int threads, double* seconds) {
+    return run(args, PATHS[path]->pack, args->rows, ROWS_AT_A_TIME, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_matmul(const MatmulArgs* args, int path, int threads, double* seconds) {
+    return run(args, PATHS[path]->matmul, args->rows, ROWS_AT_A_TIME, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_linear(const LinearArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = RowScratch(args->k, nullptr).words;
+    return run(args, PATHS[path]->linear, args->rows, ROWS_AT_A_TIME, words, threads, seconds);
+}
+
+EXPORT int mmbivit_merge(const MergeArgs* args, int path, int threads, double* seconds) {
+    const int64_t rows = args->batch * ceil_div(args->height, 2) * ceil_div(args->width, 2);
+    return run(args, PATHS[path]->merge, rows, ROWS_AT_A_TIME, MergeScratch(args, nullptr).words, threads, seconds);
+}
+
+EXPORT int mmbivit_attention(const AttentionArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = AttentionScratch(args, nullptr).words;
+    return run(args, PATHS[path]->attention, windows_of(args->layout), 1, words, threads, seconds);
+}
+
+EXPORT int mmbivit_mlp(const MlpArgs* args, int path, int threads, double* seconds) {
+    const int64_t rows = args->layout.batch * args->layout.height * args->layout.width;
+    const int64_t units = args->si_gain ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
+    return run(args, PATHS[path]->mlp, units, 1, MlpScratch(args, nullptr).words, threads, seconds);
+}
+
+EXPORT int mmbivit_embed(const EmbedArgs* args, int path, int threads, double* seconds) {
+    const int64_t rows = args->batch * ceil_div(args->height, args->patch) * ceil_div(args->width, args->patch);
+    return run(args, PATHS[path]->embed, rows, ROWS_AT_A_TIME, EmbedScratch(args, nullptr).words, threads, seconds);
+}
+
+EXPORT int mmbivit_map(const MapArgs* args, int path, int threads, double* seconds) {
+    const int64_t groups = args->batch * ceil_div(args->tokens, ROWS_AT_A_TIME);
+    return run(args, PATHS[path]->map, groups, 1, 0, threads, seconds);
+}

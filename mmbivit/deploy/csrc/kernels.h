@@ -1,0 +1,167 @@
+// What the Python side (kernels.py) and the code paths share. Plain C types: no torch and no Python headers.
+//
+// Bits are uint32 words. Activations are rows: bit c % 32 of word c / 32 is channel c. Weights lie in blocks of 16
+// output channels: [block][word][16 channels], so that one vector holds the same word of 16 channels. See packing.py.
+#ifndef MMBIVIT_KERNELS_H
+#define MMBIVIT_KERNELS_H
+
+#include <stdint.h>
+
+// Where time goes: one entry per phase, in seconds summed over threads. kernels.py has the same order.
+enum Phase {
+    PHASE_EMBED,      // patch embedding, in float
+    PHASE_PACK,       // norm and sign of activations, window partition and shift included
+    PHASE_QKV,        // queries, keys and values as bits
+    PHASE_ATTENTION,  // scores, selection, selected values
+    PHASE_PROJ,       // output projection and shortcut
+    PHASE_FC1,        // MLP: hidden layer as bits
+    PHASE_FC2,        // MLP: output and shortcut
+    PHASE_SI,         // spatial interaction, its signs included
+    PHASE_MERGE,      // patch merging
+    PHASE_OUTPUT,     // output norms
+    PHASE_LINEAR,     // single linear layers
+    PHASES
+};
+
+// Sign of gain * x + shift, then a binary linear layer.
+typedef struct {
+    const float* x;              // (rows, k)
+    const float* gain;           // (k, padded to 16)
+    const float* shift;          // (k, padded to 16)
+    const uint32_t* weight;      // (blocks, words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;           // (blocks * 16)
+    const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta; or null
+    const float* residual;       // (rows, n), or null
+    float* out;                  // (rows, n)
+    int64_t rows, k, n;
+} LinearArgs;
+
+// Integer accumulators of bit rows: k - 2 * popcount(a xor w).
+typedef struct {
+    const uint32_t* a;           // (rows, words)
+    const uint32_t* weight;      // (blocks, words, 16)
+    int32_t* out;                // (rows, n)
+    int64_t rows, k, n;
+} MatmulArgs;
+
+// Signs of gain * x + shift as bit rows.
+typedef struct {
+    const float* x;              // (rows, k)
+    const float* gain;           // (k, padded to 16)
+    const float* shift;          // (k, padded to 16)
+    uint32_t* out;               // (rows, words)
+    int64_t rows, k;
+} PackArgs;
+
+// How the tokens of a batch of feature maps lie in (shifted) windows.
+typedef struct {
+    int64_t batch, height, width, window, shift;
+    int64_t mask_padding;        // real tokens do not attend to padding
+} Layout;
+
+// x += proj(attention(qkv(sign(norm(x))))), window by window.
+typedef struct {
+    float* x;                    // (batch, height * width, channels), changed in place
+    const float* gain;           // (channels, padded to 16)
+    const float* shift;          // (channels, padded to 16)
+    const uint32_t* padding;     // (words): the bits of a padding token
+    const uint32_t* qkv_weight;  // (3 * heads * head_blocks, words, 16)
+    const uint32_t* qkv_low;     // thresholds on counts, (3 * heads * head_blocks * 16)
+    const uint32_t* qkv_width;
+    const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding
+    const float* value_ratio;    // share of selected keys with a set bit from which on an output is +1
+    const uint32_t* proj_weight; // (blocks, words of heads * head_blocks * 16, 16)
+    const float* proj_scale;     // (blocks * 16)
+    const float* proj_bias;      // (blocks * 16)
+    Layout layout;
+    int64_t channels, heads, head_dim;
+    float score_step;            // what one differing bit takes from a score: 2 * scale
+    float score_margin;          // keys are selected down to this below the best score of their query
+} AttentionArgs;
+
+// x += MLP(sign(norm(x))) + alpha * SI(norm(x)^T)^T.
+typedef struct {
+    float* x;                    // (batch, height * width, channels), changed in place
+    const float* gain;           // (channels, padded to 16)
+    const float* shift;
+    const uint32_t* fc1_weight;  // (hidden blocks, words, 16)
+    const uint32_t* fc1_low;     // thresholds on counts, (hidden blocks * 16)
+    const uint32_t* fc1_width;
+    const uint32_t* fc2_weight;  // (blocks, hidden words, 16)
+    const float* fc2_scale;      // (blocks * 16)
+    const float* fc2_bias;
+    const float* si_gain;        // (channels, padded to 16); null without spatial interaction
+    const float* si_shift;
+    const float* si_gamma;       // (tokens)
+    const uint32_t* si1_weight;  // (si_hidden, token words)
+    const uint32_t* si1_low;     // (si_hidden)
+    const uint32_t* si1_width;
+    const uint32_t* si2_weight;  // (tokens, si_hidden words)
+    const float* si2_scale;      // (tokens)
+    const float* si2_bias;
+    const float* si_alpha;       // (channels, padded to 16)
+    Layout layout;
+    int64_t channels, hidden, si_hidden;
+} MlpArgs;
+
+// Sign of the normalised 2 x 2 neighbours, then a binary linear layer.
+typedef struct {
+    const float* x;              // (batch, height * width, channels)
+    const float* gain;           // (4 * channels, padded to 16)
+    const float* shift;
+    const uint32_t* weight;      // (blocks, words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;
+    float* out;                  // (batch, ceil(height / 2) * ceil(width / 2), n)
+    int64_t batch, height, width, channels, n;
+} MergeArgs;
+
+// Float projection of the patches of images; what lies beyond the border is 0.
+typedef struct {
+    const float* images;         // (batch, in_channels, height, width)
+    const float* weight;         // (in_channels * patch * patch, channels padded to 16)
+    const float* bias;           // (channels padded to 16)
+    float* out;                  // (batch, ceil(height / patch) * ceil(width / patch), channels)
+    int64_t batch, in_channels, height, width, patch, channels;
+} EmbedArgs;
+
+// gain * x + shift, laid out as feature maps.
+typedef struct {
+    const float* x;              // (batch, tokens, channels)
+    const float* gain;           // (channels, padded to 16)
+    const float* shift;
+    float* out;                  // (batch, channels, tokens)
+    int64_t batch, tokens, channels;
+} MapArgs;
+
+// What one thread works on: its memory, and where it adds its time (null: not measured).
+typedef struct {
+    uint32_t* memory;
+    double* seconds;
+} Worker;
+
+// One code path. Ranges are rows, or windows; scratch is in words, for any range up to ROWS_AT_A_TIME.
+typedef struct {
+    const char* name;
+    void (*pack)(const PackArgs*, int64_t begin, int64_t end, Worker*);
+    void (*matmul)(const MatmulArgs*, int64_t begin, int64_t end, Worker*);
+    void (*linear)(const LinearArgs*, int64_t begin, int64_t end, Worker*);
+    void (*merge)(const MergeArgs*, int64_t begin, int64_t end, Worker*);
+    void (*attention)(const AttentionArgs*, int64_t begin, int64_t end, Worker*);
+    void (*mlp)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*embed)(const EmbedArgs*, int64_t begin, int64_t end, Worker*);
+    void (*map)(const MapArgs*, int64_t begin, int64_t end, Worker*);
+} CodePath;
+
+#define ROWS_AT_A_TIME 56  // a multiple of all TILE_ROWS
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+double mmbivit_now(void);
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,10 @@
+// Any other CPU.
+#include "simd.h"
+
+#if 1
+#include "simd_portable.h"
+
+#include "kernels.inl"
+
+extern const CodePath mmbivit_portable = {"portable", pack, matmul, linear, merge, attention, mlp, embed, map};
+#endif

@@ -1,0 +1,76 @@
+"""From simulated layers to packed parameters: norms folded into scales, functions into integer thresholds."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mmbivit.binary import BinaryLinear, RPReLU, RSign
+
+from .packing import pad_channels
+from .thresholds import count_thresholds
+
+__all__ = ["fold_linear", "hidden_thresholds", "norm_affine", "sign_affine"]
+
+# Applied to each channel by itself; whether they have one hill or valley is checked on their values.
+FUNCTIONS = (RPReLU, nn.GELU, nn.PReLU, nn.ReLU, nn.Identity)
+
+
+def norm_affine(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Return gain and shift ``(C,)``, float64, that equal a BatchNorm in evaluation; 1 and 0 for ``None``.
+
+    Raises:
+        ValueError: for any other norm, or one without running statistics.
+    """
+    if norm is None:
+        return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        raise ValueError(f"{type(norm).__name__} cannot be folded; expected BatchNorm with running statistics")
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * gain
+    if norm.affine:
+        weight, bias = norm.weight.detach().double(), norm.bias.detach().double()
+        gain, shift = weight * gain, weight * shift + bias
+    return gain, shift
+
+
+def sign_affine(norm: nn.Module | None, quantizer: RSign) -> Tensor:
+    """Return gain and shift ``(2, C padded)`` with ``Sign(norm(x) - gamma) = Sign(gain * x + shift)``."""
+    gamma = quantizer.gamma.detach().double()
+    gain, shift = norm_affine(norm, len(gamma))
+    # -1 makes the bits of padding channels 0.
+    return torch.stack([pad_channels(gain), pad_channels(shift - gamma, -1.0)])
+
+
+def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the signs of a layer's weights ``(N, K)`` (booleans), its scales and its biases ``(N,)``, float64.
+
+    Raises:
+        ValueError: if its weights or inputs are float now, as in training stage 1.
+    """
+    if layer.weight_bits != 1 or layer.input_bits != 1:
+        raise ValueError(
+            f"has {layer.weight_bits}-bit weights and {layer.input_bits}-bit inputs, which belong to training stage 1; "
+            "train on to stage 2, then pack"
+        )
+    weight = layer.effective_weight().detach()
+    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+    # torch.signbit tells -0.0 from 0.0, which matters where all weights of a row, and so their scale, are 0.
+    return ~torch.signbit(weight), weight[:, 0].abs().double(), bias.double()
+
+
+def hidden_thresholds(layer: BinaryLinear, quantizer: RSign, act: nn.Module | None = None) -> Tensor:
+    """Return the thresholds ``(2, N)`` of ``Sign(act(layer(x)) - gamma)`` on counts of differing bits.
+
+    Raises:
+        ValueError: for an activation function that is unknown, or has several hills.
+    """
+    if act is not None and type(act) not in FUNCTIONS:
+        known = ", ".join(function.__name__ for function in FUNCTIONS)
+        raise ValueError(f"activation function {type(act).__name__} is unknown; a hidden layer of bits knows {known}")
+    _, scale, bias = fold_linear(layer)
+    counts = torch.arange(layer.in_features + 1, dtype=torch.float64)
+    y = (layer.in_features - 2 * counts)[:, None] * scale + bias
+    with torch.no_grad():
+        y = y if act is None else copy.deepcopy(act).double()(y)
+    return count_thresholds((y >= quantizer.gamma.detach().double()).T)

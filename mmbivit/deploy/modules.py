@@ -1,0 +1,303 @@
+"""The layers of a packed network: parameters as bits, integer thresholds and folded scales, and one operator each.
+
+They are made by :func:`mmbivit.deploy.pack` or filled from a file; all their tensors are buffers. The order of work:
+:mod:`mmbivit.deploy.kernels` defines the operators, :mod:`mmbivit.deploy.folding` computes what they take.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmbivit.binary import BinaryLinear, RPReLU, relative_position_index
+
+from . import kernels  # noqa: F401  it registers torch.ops.mmbivit
+from .folding import fold_linear, norm_affine, sign_affine
+from .packing import LANES, WORD_BITS, pack_weight, pad_channels
+
+__all__ = [
+    "FloatPatchMerging",
+    "OutputNorm",
+    "PackedDualBranchMLP",
+    "PackedLinear",
+    "PackedPatchMerging",
+    "PackedWindowAttention",
+    "PatchEmbedding",
+]
+
+
+def padded(channels: int) -> int:
+    """Round channels up to whole blocks."""
+    return -(-channels // LANES) * LANES
+
+
+def words(bits: int) -> int:
+    """Return how many words hold so many bits."""
+    return -(-bits // WORD_BITS)
+
+
+class PackedModule(nn.Module):
+    """Base of modules that hold packed parameters as buffers."""
+
+    def _add(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    def _add_weight(self, name: str, out_features: int, in_features: int) -> None:
+        self._add(name, padded(out_features) // LANES, words(in_features), LANES, dtype=torch.int32)
+
+    def fill(self, **tensors: Tensor) -> None:
+        """Set buffers by name; shapes must fit."""
+        self.load_state_dict({name: tensor.to(self.get_buffer(name).dtype) for name, tensor in tensors.items()})
+
+
+class PackedLinear(PackedModule):
+    """Binary linear layer on bits: norm, sign, product, scale, bias, norm, RPReLU and shortcut in one operator.
+
+    ``RPReLU(scale * (Sign(gain * x + shift) . W_b) + bias) + add`` (SI-BiViT, Eq. 3-5).
+
+    Args:
+        in_features: size of the last input axis.
+        out_features: size of the last output axis.
+        rprelu: whether an RPReLU follows.
+
+    Shape: ``(*, in_features) -> (*, out_features)``, float32.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rprelu: bool = False):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self._add("in_affine", 2, padded(in_features))
+        self._add_weight("weight", out_features, in_features)
+        self._add("out_affine", 2, padded(out_features))
+        self.register_buffer("rprelu", torch.zeros(3, padded(out_features)) if rprelu else None)
+
+    @classmethod
+    def from_binary(
+        cls,
+        layer: BinaryLinear,
+        norm: nn.Module | None = None,
+        norm_after: nn.Module | None = None,
+        act: RPReLU | None = None,
+    ) -> "PackedLinear":
+        """Pack a binary linear layer and what surrounds it, in the order norm, layer, norm_after, act.
+
+        Args:
+            layer: with binary weights and inputs.
+            norm: BatchNorm of the input, in evaluation.
+            norm_after: BatchNorm of the output, in evaluation.
+            act: activation function of the output.
+
+        Raises:
+            ValueError: for a layer in training stage 1, or a norm or activation that cannot be folded.
+        """
+        if act is not None and type(act) is not RPReLU:
+            raise ValueError(f"act is {type(act).__name__}; a packed layer with float output knows RPReLU only")
+        packed = cls(layer.in_features, layer.out_features, rprelu=act is not None)
+        signs, scale, bias = fold_linear(layer)
+        gain, shift = norm_affine(norm_after, layer.out_features)
+        tensors = dict(
+            in_affine=sign_affine(norm, layer.input_quantizer),
+            weight=pack_weight(signs),
+            out_affine=pad_channels(torch.stack([gain * scale, gain * bias + shift])),
+        )
+        if act is not None:
+            tensors["rprelu"] = pad_channels(torch.stack([act.gamma, act.slope, act.zeta]).detach())
+        packed.fill(**tensors)
+        return packed
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """Apply the layer; ``add`` is a shortcut ``(*, out_features)``."""
+        rows = x.reshape(-1, self.in_features)
+        add = None if add is None else add.reshape(-1, self.out_features)
+        out = torch.ops.mmbivit.binary_linear(
+            rows, self.in_affine, self.weight, self.out_affine, self.out_features, self.rprelu, add
+        )
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class PackedWindowAttention(PackedModule):
+    """Norm, (shifted) window attention and shortcut, on bits from the first sign to the output projection.
+
+    Args:
+        embed_dims: channels ``C``.
+        num_heads: heads; each one's channels are padded to a multiple of 16.
+        window_size: tokens along a window, up to 31.
+        scale: factor of the scores.
+        margin: keys are selected down to this below the best score of a query, ``-ln(ratio)``.
+
+    Shape: ``x (B, H*W, C)`` is changed in place.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, window_size: int, scale: float, margin: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = embed_dims // num_heads
+        self.window_size = window_size
+        self.scale = scale
+        self.margin = margin
+        inner = num_heads * padded(self.head_dim)
+        self._add("in_affine", 2, padded(embed_dims))
+        self._add("padding", words(embed_dims), dtype=torch.int32)
+        self._add_weight("qkv_weight", 3 * inner, embed_dims)
+        self._add("qkv_thresholds", 2, 3 * inner, dtype=torch.int32)
+        self._add("relative_position_bias_table", (2 * window_size - 1) ** 2, num_heads)
+        self._add("value_ratio", inner)
+        self._add_weight("proj_weight", embed_dims, inner)
+        self._add("proj_affine", 2, padded(embed_dims))
+        self.register_buffer("position_bias", self._position_bias(), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module._expand_position_bias())
+
+    def _position_bias(self) -> Tensor:
+        """Return the bias of each head, query and key, ``(heads, T, T padded)``; -inf on the padding."""
+        index = relative_position_index(self.window_size).to(self.relative_position_bias_table.device)
+        return pad_channels(self.relative_position_bias_table[index].permute(2, 0, 1), -torch.inf).contiguous()
+
+    def _expand_position_bias(self) -> None:
+        self.position_bias = self._position_bias()
+
+    def forward(self, x: Tensor, layout: Sequence[int]) -> None:
+        """Add attention to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
+        torch.ops.mmbivit.window_attention_(
+            x,
+            self.in_affine,
+            self.padding,
+            self.qkv_weight,
+            self.qkv_thresholds,
+            self.position_bias,
+            self.value_ratio,
+            self.proj_weight,
+            self.proj_affine,
+            layout,
+            self.head_dim,
+            2 * self.scale,
+            self.margin,
+        )
+
+
+class PackedDualBranchMLP(PackedModule):
+    """Norm, MLP over channels, spatial interaction over the tokens of a window, and shortcut, hidden layers as bits.
+
+    Args:
+        embed_dims: channels ``C``.
+        hidden_dims: hidden width.
+        num_tokens: tokens ``T`` of a window.
+        si_hidden: hidden tokens of the spatial interaction; ``None`` for none.
+
+    Shape: ``x (B, H*W, C)`` is changed in place.
+    """
+
+    SI_NAMES = ("si_affine", "si_gamma", "si_weight1", "si_thresholds1", "si_weight2", "si_affine2", "si_alpha")
+
+    def __init__(self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None):
+        super().__init__()
+        self.hidden_dims = hidden_dims
+        self.si_hidden = si_hidden
+        self._add("in_affine", 2, padded(embed_dims))
+        self._add_weight("fc1_weight", hidden_dims, embed_dims)
+        self._add("fc1_thresholds", 2, padded(hidden_dims), dtype=torch.int32)
+        self._add_weight("fc2_weight", embed_dims, hidden_dims)
+        self._add("fc2_affine", 2, padded(embed_dims))
+        if si_hidden is not None:
+            self._add("si_affine", 2, padded(embed_dims))
+            self._add("si_gamma", num_tokens)
+            self._add("si_weight1", si_hidden, words(num_tokens), dtype=torch.int32)
+            self._add("si_thresholds1", 2, si_hidden, dtype=torch.int32)
+            self._add("si_weight2", num_tokens, words(si_hidden), dtype=torch.int32)
+            self._add("si_affine2", 2, num_tokens)
+            self._add("si_alpha", padded(embed_dims))
+
+    def forward(self, x: Tensor, layout: Sequence[int]) -> None:
+        """Add both branches to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
+        si = [] if self.si_hidden is None else [self._buffers[name] for name in self.SI_NAMES]
+        torch.ops.mmbivit.dual_branch_mlp_(
+            x,
+            self.in_affine,
+            self.fc1_weight,
+            self.fc1_thresholds,
+            self.fc2_weight,
+            self.fc2_affine,
+            self.hidden_dims,
+            si,
+            self.si_hidden or 0,
+            layout,
+        )
+
+
+class PackedPatchMerging(PackedModule):
+    """Join 2 x 2 tokens: norm, sign and binary projection to twice the channels.
+
+    Args:
+        embed_dims: channels ``C``.
+
+    Shape: ``(B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 2*C)``.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.out_features = 2 * embed_dims
+        self._add("in_affine", 2, padded(4 * embed_dims))
+        self._add_weight("weight", 2 * embed_dims, 4 * embed_dims)
+        self._add("out_affine", 2, padded(2 * embed_dims))
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        return torch.ops.mmbivit.patch_merging(
+            x, self.in_affine, self.weight, self.out_affine, height, width, self.out_features
+        )
+
+
+class FloatPatchMerging(PackedModule):
+    """The same with a float projection, into which the norm is folded (``recipe.downsample='float'``)."""
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self._add("weight", 2 * embed_dims, 4 * embed_dims)
+        self._add("bias", 2 * embed_dims)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        grid = F.pad(x.view(len(x), height, width, -1), (0, 0, 0, width % 2, 0, height % 2))
+        parts = [grid[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return F.linear(torch.cat(parts, dim=-1).flatten(1, 2), self.weight, self.bias)
+
+
+class PatchEmbedding(PackedModule):
+    """Float patch embedding, its norm folded into it.
+
+    Args:
+        in_channels: channels of the image.
+        embed_dims: channels of a token.
+        patch_size: pixels along a patch.
+
+    Shape: ``(B, in_channels, H, W) -> (B, H'*W', embed_dims)``, ``H' = ceil(H / patch_size)``.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+        super().__init__()
+        self.embed_dims = embed_dims
+        self.patch_size = patch_size
+        self._add("weight", in_channels * patch_size**2, padded(embed_dims))
+        self._add("bias", padded(embed_dims))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.ops.mmbivit.patch_embedding(images, self.weight, self.bias, self.patch_size, self.embed_dims)
+
+
+class OutputNorm(PackedModule):
+    """Scale and shift the tokens and lay them out as a feature map.
+
+    Args:
+        embed_dims: channels ``C``.
+
+    Shape: ``(B, H*W, C) -> (B, C, H, W)``.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self._add("affine", 2, padded(embed_dims))
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        return torch.ops.mmbivit.feature_map(x, self.affine, height, width)

@@ -1,0 +1,226 @@
+"""The operators on every code path against independent references: integers exactly, floats closely."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmbivit.binary import BinaryLinear, RPReLU
+from mmbivit.deploy import PackedLinear, kernels
+from mmbivit.deploy.packing import pack_signs, pack_weight, pad_channels, unpack_signs
+from tests.deploy.networks import randomise
+
+OPS = torch.ops.mmbivit
+WIDTHS = (1, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 288, 384, 1152, 3072)
+
+
+@pytest.fixture(params=kernels.available_paths())
+def path(request):
+    with kernels.use_path(request.param):
+        yield request.param
+
+
+def random_signs(*shape):
+    return torch.rand(shape) < 0.5
+
+
+def plus_minus(signs):
+    return signs.long() * 2 - 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_accumulators_are_exact(path, width):
+    for rows, outputs in ((1, 1), (7, 17), (57, 49), (0, 5), (113, 33)):
+        a, w = random_signs(rows, width), random_signs(outputs, width)
+        expected = (plus_minus(a)[:, None] * plus_minus(w)[None]).sum(dim=2)
+        actual = OPS.binary_matmul(pack_signs(a), pack_weight(w), width, outputs)
+        assert actual.dtype == torch.int32 and torch.equal(actual.long(), expected)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_signs_are_packed_exactly(path, width):
+    x = torch.randn(59, width)
+    x[0], x[1] = 0.0, -0.0
+    gain, shift = torch.randint(-2, 3, (2, width)).float()  # exact, ties and zero gains included
+    affine = torch.stack([pad_channels(gain), pad_channels(shift, -1.0)])
+    expected = x.double() * gain + shift >= 0
+    actual = OPS.pack_affine(x, affine)
+    assert torch.equal(unpack_signs(actual, width), expected)
+    assert torch.equal(actual, pack_signs(expected))  # padding included
+
+
+@pytest.mark.parametrize("width", [1, 33, 96])
+@pytest.mark.parametrize("outputs", [1, 16, 50])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_the_simulated_layers(path, width, outputs, bias):
+    norm, norm_after = randomise(nn.BatchNorm1d(width)), randomise(nn.BatchNorm1d(outputs))
+    layer, act = randomise(BinaryLinear(width, outputs, bias=bias)), randomise(RPReLU(outputs))
+    x, add = torch.randn(61, width), torch.randn(61, outputs)
+    # 2e-5: the simulated product sums rounded floats, ours is one integer
+    close = dict(rtol=2e-5, atol=2e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear.from_binary(layer)(x), layer(x), **close)
+        packed = PackedLinear.from_binary(layer, norm, norm_after, act)
+        expected = act(norm_after(layer(norm(x))))
+        torch.testing.assert_close(packed(x), expected, **close)
+        torch.testing.assert_close(packed(x, add), expected + add, **close)
+        torch.testing.assert_close(PackedLinear.from_binary(layer, norm)(x, add), layer(norm(x)) + add, **close)
+        assert packed(x[:0]).shape == (0, outputs)
+        torch.testing.assert_close(packed(x.view(61, 1, width)), expected[:, None], **close)
+
+
+def test_linear_refuses_stage_1_and_other_activations():
+    layer = BinaryLinear(8, 4)
+    with pytest.raises(ValueError, match="act is GELU"):
+        PackedLinear.from_binary(layer, act=nn.GELU())
+    layer.binarize_weight = False
+    with pytest.raises(ValueError, match="32-bit weights and 1-bit inputs, which belong to training stage 1"):
+        PackedLinear.from_binary(layer)
+
+
+@pytest.mark.parametrize(("size", "patch", "outputs"), [((9, 14), 4, 8), ((16, 16), 4, 96), ((5, 3), 2, 50)])
+def test_patch_embedding_equals_a_padded_convolution(path, size, patch, outputs):
+    conv = nn.Conv2d(3, outputs, patch, stride=patch)
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = conv(F.pad(images, (0, -size[1] % patch, 0, -size[0] % patch))).flatten(2).transpose(1, 2)
+        weight, bias = pad_channels(conv.weight.flatten(1).T).contiguous(), pad_channels(conv.bias)
+    actual = OPS.patch_embedding(images, weight, bias, patch, outputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 1), (7, 9, 40), (16, 8, 96)])
+def test_feature_map(path, height, width, channels):
+    x, affine = torch.randn(2, height * width, channels), torch.randn(2, channels)
+    expected = (x * affine[0] + affine[1]).transpose(1, 2).view(2, channels, height, width)
+    actual = OPS.feature_map(x, pad_channels(affine), height, width)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+def linear_arguments():
+    return [
+        torch.randn(5, 40),
+        pad_channels(torch.randn(2, 40)),
+        pack_weight(random_signs(20, 40)),
+        pad_channels(torch.randn(2, 20)),
+        20,
+        pad_channels(torch.randn(3, 20)),
+        torch.randn(5, 20),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.randn(5, 40).double(), "x is torch.float64"),
+        (0, torch.randn(40, 5).T, "x is not contiguous"),
+        (0, torch.randn(5, 30), "in_affine is torch.float32 .2, 48.; expected torch.float32 .2, 32."),
+        (1, torch.randn(2, 40), "in_affine is"),
+        (2, torch.zeros(2, 2, 16), "weight is torch.float32"),
+        (2, torch.zeros(1, 2, 16, dtype=torch.int32), "weight is"),
+        (3, torch.randn(2, 20), "out_affine is"),
+        (5, torch.randn(2, 32), "rprelu is"),
+        (6, torch.randn(4, 20), "add is"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(path, place, value, message):
+    arguments = linear_arguments()
+    OPS.binary_linear(*arguments)
+    arguments[place] = value
+    with pytest.raises(ValueError, match=message):
+        OPS.binary_linear(*arguments)
+
+
+def test_operators_work_with_compile_and_export(path):
+    arguments = linear_arguments()
+    torch.library.opcheck(OPS.binary_linear.default, tuple(arguments))
+    torch.library.opcheck(OPS.pack_affine.default, tuple(arguments[:2]))
+    torch.library.opcheck(OPS.binary_matmul.default, (pack_signs(random_signs(3, 40)), arguments[2], 40, 20))
+    torch.library.opcheck(OPS.feature_map.default, (torch.randn(2, 6, 16), torch.randn(2, 16), 2, 3))
+    embedding = (torch.randn(1, 3, 5, 6), torch.randn(12, 16), torch.randn(16), 2, 9)
+    torch.library.opcheck(OPS.patch_embedding.default, embedding)
+    merging = (
+        torch.randn(1, 6, 8),
+        torch.randn(2, 32),
+        pack_weight(random_signs(16, 32)),
+        torch.randn(2, 16),
+        3,
+        2,
+        16,
+    )
+    torch.library.opcheck(OPS.patch_merging.default, merging)
+
+
+def test_number_of_threads_changes_nothing():
+    x, layer = torch.randn(500, 96), PackedLinear.from_binary(randomise(BinaryLinear(96, 70)))
+    before = torch.get_num_threads()
+    try:
+        outputs = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            outputs.append(layer(x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def test_paths_are_forced_and_restored():
+    before = kernels.active_path()
+    assert kernels.available_paths()[-1] == "reference" and before == kernels.available_paths()[0]
+    with kernels.use_path("reference"):
+        assert kernels.active_path() == "reference"
+    assert kernels.active_path() == before
+    with (
+        pytest.raises(ValueError, match="code path 'sse9' does not run here; available: .*reference"),
+        kernels.use_path("sse9"),
+    ):
+        pass
+
+
+def test_profile_counts_the_phases_that_ran(path):
+    layer = PackedLinear.from_binary(BinaryLinear(64, 64))
+    with kernels.profile() as times:
+        layer(torch.randn(2000, 64))
+    assert set(times) == set(kernels.PHASES)
+    ran = {phase for phase, seconds in times.items() if seconds > 0}
+    assert ran == (set() if path == "reference" else {"pack", "linear"})
+
+
+def run_python(code: str, **environment) -> str:
+    environment = os.environ | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_variable_chooses_the_path_of_a_process():
+    code = "from mmbivit.deploy import kernels; print(kernels.active_path())"
+    name = kernels.available_paths()[-2:][0]
+    assert run_python(code, MMBIVIT_KERNELS=name).strip() == name
+
+
+def test_deploy_needs_torch_alone():
+    code = (
+        "import sys; from mmbivit.deploy import PackedSwinTransformer, load; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'mmdet', 'mmengine', 'mmcv', 'timm'}))"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+def test_without_the_extension_one_warning_says_how_to_get_it(monkeypatch):
+    expected = PackedLinear.from_binary(layer := randomise(BinaryLinear(40, 20)))(x := torch.randn(3, 40))
+    monkeypatch.setattr(kernels._Kernels, "_load", staticmethod(lambda: None))
+    monkeypatch.setattr(kernels, "_KERNELS", kernels._Kernels())
+    assert kernels.available_paths() == ("reference",)
+    with pytest.warns(UserWarning, match="native kernels are not built.*With a C.. compiler") as caught:
+        actual = PackedLinear.from_binary(layer)(x)
+    assert len(caught) == 1
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PackedLinear.from_binary(layer)(x)
