@@ -1,34 +1,24 @@
-"""Operators of packed networks: native kernels where they run, the torch reference elsewhere.
+"""The native kernels: the extension ``csrc/``, its code paths, and where their time goes.
 
-They are ``torch.ops.mmbivit.*``, with fake implementations, so ``torch.compile`` and ``torch.export`` take them. On the
-CPU they call the extension ``csrc/``, built with the package by any C++ compiler, on the fastest code path that the CPU
-has, with ``torch.get_num_threads()`` threads. Without the extension, and on other devices, :mod:`.reference` serves.
-
-``in_affine`` is ``(2, K)``, gain and shift of what is signed, ``Sign(gain * x + shift)``: a norm and a threshold in
-one. ``out_affine`` is ``(2, N)``, scale and bias of an accumulator. ``thresholds`` are those of
-:func:`mmbivit.deploy.thresholds.count_thresholds`. All are padded to whole blocks of 16 channels, weights and bits are
-laid out as in :mod:`mmbivit.deploy.packing`.
+The extension is built with the package by any C++ compiler. It has a code path for each instruction set and takes the
+fastest one that the CPU has, with ``torch.get_num_threads()`` threads. Without it, :mod:`.reference` serves.
 """
 
 import ctypes
 import importlib.machinery
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .packing import LANES, WORD_BITS
-
 __all__ = ["active_path", "available_paths", "profile", "use_path"]
 
 PATH_VARIABLE = "MMBIVIT_KERNELS"
 REFERENCE = "reference"
-MOST_WINDOW_TOKENS = 31 * 31
 
 # The order of `struct Layout` and `enum Phase` in csrc/kernels.h.
 LAYOUT = ("batch", "height", "width", "window", "shift", "mask_padding")
@@ -47,18 +37,18 @@ def _struct(name: str, pointers: str, integers: str = "", floats: str = "", layo
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-_PackArgs = _struct("PackArgs", "x gain shift out", "rows k")
-_MatmulArgs = _struct("MatmulArgs", "a weight out", "rows k n")
-_LinearArgs = _struct("LinearArgs", "x gain shift weight scale bias rprelu residual out", "rows k n")
-_MergeArgs = _struct("MergeArgs", "x gain shift weight scale bias out", "batch height width channels n")
-_AttentionArgs = _struct(
+PackArgs = _struct("PackArgs", "x gain shift out", "rows k")
+MatmulArgs = _struct("MatmulArgs", "a weight out", "rows k n")
+LinearArgs = _struct("LinearArgs", "x gain shift weight scale bias rprelu residual out", "rows k n")
+MergeArgs = _struct("MergeArgs", "x gain shift weight scale bias out", "batch height width channels n")
+AttentionArgs = _struct(
     "AttentionArgs",
     "x gain shift padding qkv_weight qkv_low qkv_width bias value_ratio proj_weight proj_scale proj_bias",
     "channels heads head_dim",
     "score_step score_margin",
     layout=True,
 )
-_MlpArgs = _struct(
+MlpArgs = _struct(
     "MlpArgs",
     "x gain shift fc1_weight fc1_low fc1_width fc2_weight fc2_scale fc2_bias "
     "si_gain si_shift si_gamma si1_weight si1_low si1_width si2_weight si2_scale si2_bias si_alpha",
@@ -66,11 +56,11 @@ _MlpArgs = _struct(
     layout=True,
 )
 
-_EmbedArgs = _struct("EmbedArgs", "images weight bias out", "batch in_channels height width patch channels")
-_MapArgs = _struct("MapArgs", "x gain shift out", "batch tokens channels")
+EmbedArgs = _struct("EmbedArgs", "images weight bias out", "batch in_channels height width patch channels")
+MapArgs = _struct("MapArgs", "x gain shift out", "batch tokens channels")
 
 
-class _Kernels:
+class Kernels:
     """The extension, the code path in use, and where time is counted."""
 
     def __init__(self):
@@ -129,17 +119,17 @@ class _Kernels:
             raise MemoryError(f"mmbivit.{name}: no memory for the threads' work space")
 
 
-_KERNELS = _Kernels()
+KERNELS = Kernels()
 
 
 def available_paths() -> tuple[str, ...]:
     """Return the code paths that run on this machine, fastest first; the last one is the torch reference."""
-    return (*_KERNELS.paths, REFERENCE)
+    return (*KERNELS.paths, REFERENCE)
 
 
 def active_path() -> str:
     """Return the code path that runs now."""
-    return _KERNELS.path
+    return KERNELS.path
 
 
 @contextmanager
@@ -152,12 +142,12 @@ def use_path(name: str) -> Iterator[None]:
     Raises:
         ValueError: if this machine cannot run it.
     """
-    before = _KERNELS.path
-    _KERNELS.path = _KERNELS.checked(name)
+    before = KERNELS.path
+    KERNELS.path = KERNELS.checked(name)
     try:
         yield
     finally:
-        _KERNELS.path = before
+        KERNELS.path = before
 
 
 @contextmanager
@@ -167,340 +157,10 @@ def profile() -> Iterator[dict[str, float]]:
     Returns:
         Seconds by phase, summed over threads.
     """
-    before, times = _KERNELS.seconds, {}
-    _KERNELS.seconds = (ctypes.c_double * len(PHASES))()
+    before, times = KERNELS.seconds, {}
+    KERNELS.seconds = (ctypes.c_double * len(PHASES))()
     try:
         yield times
     finally:
-        times.update(zip(PHASES, _KERNELS.seconds, strict=True))
-        _KERNELS.seconds = before
-
-
-# Checks. The native kernels derive every size from these shapes, so a wrong one must not get through.
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
-    """Raise unless a tensor has the shape and dtype and is contiguous; returns its address."""
-    if tensor.shape != shape or tensor.dtype != dtype:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected {dtype} {shape} to fit the other arguments"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} is not contiguous; call .contiguous() first")
-    return tensor.data_ptr()
-
-
-def _pair(name: str, tensor: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tuple[int, int]:
-    """Check a ``(2, size)`` tensor; returns the addresses of both rows."""
-    start = _check(name, tensor, (2, size), dtype)
-    return start, start + size * tensor.element_size()
-
-
-def _weight(name: str, weight: Tensor, n: int, k: int) -> int:
-    return _check(name, weight, (_blocks(n), _words(k), LANES), torch.int32)
-
-
-def _blocks(channels: int) -> int:
-    return -(-channels // LANES)
-
-
-def _padded(channels: int) -> int:
-    return _blocks(channels) * LANES
-
-
-def _words(bits: int) -> int:
-    return -(-bits // WORD_BITS)
-
-
-# Operators
-
-
-def _define(schema: str) -> None:
-    name, arguments = schema.split("(", 1)
-    torch.library.define(f"mmbivit::{name}", f"({arguments}", tags=(torch.Tag.pt2_compliant_tag,))
-
-
-_define("pack_affine(Tensor x, Tensor affine) -> Tensor")
-_define("binary_matmul(Tensor a, Tensor weight, int k, int n) -> Tensor")
-_define(
-    "binary_linear(Tensor x, Tensor in_affine, Tensor weight, Tensor out_affine, int n, Tensor? rprelu=None, "
-    "Tensor? add=None) -> Tensor"
-)
-_define(
-    "patch_merging(Tensor x, Tensor in_affine, Tensor weight, Tensor out_affine, SymInt height, SymInt width, int n)"
-    " -> Tensor"
-)
-_define("patch_embedding(Tensor images, Tensor weight, Tensor bias, int patch, int n) -> Tensor")
-_define("feature_map(Tensor x, Tensor affine, SymInt height, SymInt width) -> Tensor")
-_define(
-    "window_attention_(Tensor(a!) x, Tensor in_affine, Tensor padding, Tensor qkv_weight, Tensor qkv_thresholds, "
-    "Tensor position_bias, Tensor value_ratio, Tensor proj_weight, Tensor proj_affine, SymInt[] layout, int head_dim, "
-    "float step, float margin) -> ()"
-)
-_define(
-    "dual_branch_mlp_(Tensor(a!) x, Tensor in_affine, Tensor fc1_weight, Tensor fc1_thresholds, Tensor fc2_weight, "
-    "Tensor fc2_affine, int hidden, Tensor[] si, int si_hidden, SymInt[] layout) -> ()"
-)
-
-
-def pack_affine(x: Tensor, affine: Tensor) -> Tensor:
-    """``Sign(gain * x + shift)`` as bit rows: float32 ``(M, K) -> (M, ceil(K / 32))`` int32."""
-    rows, k = x.shape
-    addresses = _check("x", x, (rows, k)), *_pair("affine", affine, _padded(k))
-    if not _KERNELS.native(x):
-        return reference.pack_affine(x, affine)
-    out = x.new_empty(rows, _words(k), dtype=torch.int32)
-    _KERNELS.call("pack", _PackArgs(*addresses, out.data_ptr(), rows, k))
-    return out
-
-
-def binary_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:
-    """Integer accumulators of bit rows ``(M, words)`` and a packed weight: int32 ``(M, n)``."""
-    rows = len(a)
-    addresses = _check("a", a, (rows, _words(k)), torch.int32), _weight("weight", weight, n, k)
-    if not _KERNELS.native(a):
-        return reference.binary_matmul(a, weight, k, n)
-    out = a.new_empty(rows, n)
-    _KERNELS.call("matmul", _MatmulArgs(*addresses, out.data_ptr(), rows, k, n))
-    return out
-
-
-def binary_linear(
-    x: Tensor,
-    in_affine: Tensor,
-    weight: Tensor,
-    out_affine: Tensor,
-    n: int,
-    rprelu: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    """Binary linear layer with everything around it: float32 ``(M, K) -> (M, n)``.
-
-    ``RPReLU(scale * (Sign(gain * x + shift) . W) + bias) + add``; ``rprelu`` is ``(3, n padded)``: gamma, slope, zeta.
-    """
-    rows, k = x.shape
-    args = (
-        _check("x", x, (rows, k)),
-        *_pair("in_affine", in_affine, _padded(k)),
-        _weight("weight", weight, n, k),
-        *_pair("out_affine", out_affine, _padded(n)),
-        None if rprelu is None else _check("rprelu", rprelu, (3, _padded(n))),
-        None if add is None else _check("add", add, (rows, n)),
-    )
-    if not _KERNELS.native(x):
-        return reference.binary_linear(x, in_affine, weight, out_affine, n, rprelu, add)
-    out = x.new_empty(rows, n)
-    _KERNELS.call("linear", _LinearArgs(*args, out.data_ptr(), rows, k, n))
-    return out
-
-
-def patch_merging(
-    x: Tensor, in_affine: Tensor, weight: Tensor, out_affine: Tensor, height: int, width: int, n: int
-) -> Tensor:
-    """Binary patch merging: float32 ``(B, height * width, C) -> (B, ceil(height / 2) * ceil(width / 2), n)``."""
-    batch, _, channels = x.shape
-    args = (
-        _check("x", x, (batch, height * width, channels)),
-        *_pair("in_affine", in_affine, _padded(4 * channels)),
-        _weight("weight", weight, n, 4 * channels),
-        *_pair("out_affine", out_affine, _padded(n)),
-    )
-    if not _KERNELS.native(x):
-        return reference.patch_merging(x, in_affine, weight, out_affine, height, width, n)
-    out = x.new_empty(batch, -(-height // 2) * -(-width // 2), n)
-    _KERNELS.call("merge", _MergeArgs(*args, out.data_ptr(), batch, height, width, channels, n))
-    return out
-
-
-def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n: int) -> Tensor:
-    """Float projection of patches: ``(B, C, H, W) -> (B, ceil(H / patch) * ceil(W / patch), n)``.
-
-    Args:
-        weight: ``(C * patch * patch, n padded)``, the first axis in the order of ``(C, patch, patch)``.
-        bias: ``(n padded)``.
-        patch: pixels along a patch; images are padded with 0 to whole patches.
-    """
-    batch, channels, height, width = images.shape
-    args = (
-        _check("images", images, (batch, channels, height, width)),
-        _check("weight", weight, (channels * patch**2, _padded(n))),
-        _check("bias", bias, (_padded(n),)),
-    )
-    if not _KERNELS.native(images):
-        return reference.patch_embedding(images, weight, bias, patch, n)
-    out = _fake_embedding(images, weight, bias, patch, n)
-    _KERNELS.call("embed", _EmbedArgs(*args, out.data_ptr(), batch, channels, height, width, patch, n))
-    return out
-
-
-def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
-    """``gain * x + shift`` as a map: float32 ``(B, height * width, C) -> (B, C, height, width)``."""
-    batch, _, channels = x.shape
-    args = _check("x", x, (batch, height * width, channels)), *_pair("affine", affine, _padded(channels))
-    if not _KERNELS.native(x):
-        return reference.feature_map(x, affine, height, width)
-    out = _fake_map(x, affine, height, width)
-    _KERNELS.call("map", _MapArgs(*args, out.data_ptr(), batch, height * width, channels))
-    return out
-
-
-def _check_layout(x: Tensor, layout: Sequence[int]) -> None:
-    height, width, window, shift = layout[:4]
-    if x.shape[1] != height * width or min(height, width) < 1:
-        raise ValueError(f"x has {x.shape[1]} tokens; layout says {height} x {width}")
-    if not 0 <= shift < window or window**2 > MOST_WINDOW_TOKENS:
-        raise ValueError(f"window {window} and shift {shift}; expected 0 <= shift < window <= 31")
-
-
-def window_attention_(
-    x: Tensor,
-    in_affine: Tensor,
-    padding: Tensor,
-    qkv_weight: Tensor,
-    qkv_thresholds: Tensor,
-    position_bias: Tensor,
-    value_ratio: Tensor,
-    proj_weight: Tensor,
-    proj_affine: Tensor,
-    layout: Sequence[int],
-    head_dim: int,
-    step: float,
-    margin: float,
-) -> None:
-    """Add window attention to ``x (B, height * width, C)`` in place; all in between are bits.
-
-    Queries, keys and values are bits by thresholds. A key is selected where ``score >= best score - margin``, with
-    ``score = position_bias - step * (differing bits)``, and an output is +1 where the share of set bits among the
-    selected values reaches ``value_ratio``. Each head has ``head_dim`` channels, padded to whole blocks of 16.
-
-    Args:
-        padding: bits ``(words)`` of a padding token.
-        position_bias: ``(heads, T, T padded to 16)``, -inf on the padding.
-        value_ratio: ``(heads * padded head_dim)``; infinite on the padding.
-        layout: height, width, window, shift, mask_padding.
-    """
-    _check_layout(x, layout)
-    batch, tokens, channels = x.shape
-    heads = len(position_bias)
-    inner = heads * _padded(head_dim)
-    args = (
-        _check("x", x, (batch, tokens, channels)),
-        *_pair("in_affine", in_affine, _padded(channels)),
-        _check("padding", padding, (_words(channels),), torch.int32),
-        _weight("qkv_weight", qkv_weight, 3 * inner, channels),
-        *_pair("qkv_thresholds", qkv_thresholds, 3 * inner, torch.int32),
-        _check("position_bias", position_bias, (heads, layout[2] ** 2, _padded(layout[2] ** 2))),
-        _check("value_ratio", value_ratio, (inner,)),
-        _weight("proj_weight", proj_weight, channels, inner),
-        *_pair("proj_affine", proj_affine, _padded(channels)),
-    )
-    if not _KERNELS.native(x):
-        reference.window_attention_(
-            x, in_affine, padding, qkv_weight, qkv_thresholds, position_bias, value_ratio, proj_weight, proj_affine,
-            layout, head_dim, step, margin,
-        )  # fmt: skip
-        return
-    _KERNELS.call("attention", _AttentionArgs(*args, batch, *layout, channels, heads, head_dim, step, margin))
-
-
-def dual_branch_mlp_(
-    x: Tensor,
-    in_affine: Tensor,
-    fc1_weight: Tensor,
-    fc1_thresholds: Tensor,
-    fc2_weight: Tensor,
-    fc2_affine: Tensor,
-    hidden: int,
-    si: Sequence[Tensor],
-    si_hidden: int,
-    layout: Sequence[int],
-) -> None:
-    """Add the MLP over channels, and the one over the tokens of windows, to ``x (B, height * width, C)`` in place.
-
-    Args:
-        si: nothing, or the spatial interaction: affine of its norm ``(2, C padded)``, thresholds ``gamma (T)``, weight
-            rows ``(si_hidden, words)``, thresholds ``(2, si_hidden)``, weight rows ``(T, words)``, scale and bias
-            ``(2, T)``, and ``alpha (C padded)``.
-        layout: height, width, window, shift, mask_padding.
-    """
-    _check_layout(x, layout)
-    batch, tokens, channels = x.shape
-    args = (
-        _check("x", x, (batch, tokens, channels)),
-        *_pair("in_affine", in_affine, _padded(channels)),
-        _weight("fc1_weight", fc1_weight, hidden, channels),
-        *_pair("fc1_thresholds", fc1_thresholds, _padded(hidden), torch.int32),
-        _weight("fc2_weight", fc2_weight, channels, hidden),
-        *_pair("fc2_affine", fc2_affine, _padded(channels)),
-    )
-    if not _KERNELS.native(x):
-        reference.dual_branch_mlp_(
-            x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout
-        )
-        return
-    branch = _check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 10
-    _KERNELS.call("mlp", _MlpArgs(*args, *branch, batch, *layout, channels, hidden, si_hidden))
-
-
-def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
-    affine, gamma, weight1, thresholds1, weight2, affine2, alpha = si
-    if hidden > MOST_WINDOW_TOKENS:
-        raise ValueError(f"si_hidden={hidden}; allowed: up to {MOST_WINDOW_TOKENS}")
-    return [
-        *_pair("si affine", affine, _padded(channels)),
-        _check("si gamma", gamma, (tokens,)),
-        _check("si weight 1", weight1, (hidden, _words(tokens)), torch.int32),
-        *_pair("si thresholds 1", thresholds1, hidden, torch.int32),
-        _check("si weight 2", weight2, (tokens, _words(hidden)), torch.int32),
-        *_pair("si affine 2", affine2, tokens),
-        _check("si alpha", alpha, (_padded(channels),)),
-    ]
-
-
-def _fake_pack_affine(x: Tensor, affine: Tensor) -> Tensor:
-    return x.new_empty(len(x), _words(x.shape[1]), dtype=torch.int32)
-
-
-def _fake_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:
-    return a.new_empty(len(a), n)
-
-
-def _fake_linear(x: Tensor, in_affine, weight, out_affine, n: int, rprelu=None, add=None) -> Tensor:
-    return x.new_empty(len(x), n)
-
-
-def _fake_merging(x: Tensor, in_affine, weight, out_affine, height: int, width: int, n: int) -> Tensor:
-    return x.new_empty(len(x), ((height + 1) // 2) * ((width + 1) // 2), n)
-
-
-def _fake_embedding(images: Tensor, weight, bias, patch: int, n: int) -> Tensor:
-    batch, _, height, width = images.shape
-    return images.new_empty(batch, ((height + patch - 1) // patch) * ((width + patch - 1) // patch), n)
-
-
-def _fake_map(x: Tensor, affine, height: int, width: int) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[2], height, width)
-
-
-def _fake_in_place(x: Tensor, *args) -> None:
-    return None
-
-
-def _register() -> None:
-    operators = (
-        (pack_affine, _fake_pack_affine),
-        (binary_matmul, _fake_matmul),
-        (binary_linear, _fake_linear),
-        (patch_merging, _fake_merging),
-        (patch_embedding, _fake_embedding),
-        (feature_map, _fake_map),
-        (window_attention_, _fake_in_place),
-        (dual_branch_mlp_, _fake_in_place),
-    )
-    for function, fake in operators:
-        name = f"mmbivit::{function.__name__}"
-        torch.library.impl(name, "CompositeExplicitAutograd", function)
-        torch.library.register_fake(name, fake)
-
-
-_register()
+        times.update(zip(PHASES, KERNELS.seconds, strict=True))
+        KERNELS.seconds = before

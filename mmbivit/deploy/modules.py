@@ -1,7 +1,7 @@
 """The layers of a packed network: parameters as bits, integer thresholds and folded scales, and one operator each.
 
 They are made by :func:`mmbivit.deploy.pack` or filled from a file; all their tensors are buffers. The order of work:
-:mod:`mmbivit.deploy.kernels` defines the operators, :mod:`mmbivit.deploy.folding` computes what they take.
+:mod:`mmbivit.deploy.operators` defines the operators, :mod:`mmbivit.deploy.folding` computes what they take.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RPReLU, relative_position_index
 
-from . import kernels  # noqa: F401  it registers torch.ops.mmbivit
+from . import operators  # noqa: F401  it registers torch.ops.mmbivit
 from .folding import fold_linear, norm_affine, sign_affine
 from .packing import LANES, WORD_BITS, pack_weight, pad_channels
 

@@ -214,8 +214,8 @@ def test_deploy_needs_torch_alone():
 
 def test_without_the_extension_one_warning_says_how_to_get_it(monkeypatch):
     expected = PackedLinear.from_binary(layer := randomise(BinaryLinear(40, 20)))(x := torch.randn(3, 40))
-    monkeypatch.setattr(kernels._Kernels, "_load", staticmethod(lambda: None))
-    monkeypatch.setattr(kernels, "_KERNELS", kernels._Kernels())
+    monkeypatch.setattr(kernels.Kernels, "_load", staticmethod(lambda: None))
+    monkeypatch.setattr(kernels, "KERNELS", kernels.Kernels())
     assert kernels.available_paths() == ("reference",)
     with pytest.warns(UserWarning, match="native kernels are not built.*With a C.. compiler") as caught:
         actual = PackedLinear.from_binary(layer)(x)
