@@ -1,0 +1,399 @@
+"""ONNX files of the simulated binary network, for runtimes that know no bits, checked against torch."""
+
+import copy
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmbivit.binary import BinaryLinear, RSign, SoftmaxThreshold
+from mmbivit.models import BinarySwinTransformer
+from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
+from mmbivit.models.keys import find_state_dict
+
+from .classify import load_classifier
+from .config import is_classifier, load_config
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["TIE", "TOLERANCE", "OnnxComparison", "compare_with_torch", "export_onnx", "load_network", "plain_copy"]
+
+OPSET = 18  # which torch translates to directly; newer runtimes read it as well
+INPUT = "images"
+TOLERANCE = 1e-4  # of outputs, relative to the largest magnitude
+TIE = 1e-5  # how close to its threshold a value is whose bit rounding may flip, relative to the largest magnitude
+
+
+@dataclass(frozen=True)
+class OnnxComparison:
+    """How an ONNX file compares with torch on one random batch.
+
+    Two runtimes add in different orders. Where a value meets its threshold up to rounding, they may then disagree about
+    a bit, and all that follows from it differs, through no fault of the file. So where outputs differ, torch computes
+    them a second time with each bit as ONNX Runtime has it: bits may then differ only at such ties, and outputs not
+    at all.
+
+    Attributes:
+        error: largest difference of an output over its largest magnitude, with the same bits in both runtimes.
+        bits: bits that were compared, 0 where outputs agreed right away.
+        flipped: bits that differed, each one a tie.
+        margin: largest distance of a flipped value from its threshold, over the largest magnitude of its tensor.
+        share: share of output values that differed by more than :data:`TOLERANCE` while each runtime had its own bits.
+    """
+
+    error: float
+    bits: int = 0
+    flipped: int = 0
+    margin: float = 0.0
+    share: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.flipped:
+            return f"outputs agree with torch, largest relative error {self.error:.1e}"
+        return (
+            f"{self.flipped} of {self.bits} bits differ from torch's, all at ties (at most {self.margin:.1e} from the "
+            f"threshold); with equal bits outputs agree, largest relative error {self.error:.1e}; each with its own "
+            f"bits, {self.share:.2%} of the values differ by more than {TOLERANCE:g}"
+        )
+
+
+def export_onnx(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    size: tuple[int, int],
+    batch_size: int | None = None,
+    check: bool = True,
+) -> OnnxComparison | None:
+    """Write a trained classifier, or the backbone of a trained detector, as an ONNX file of standard operators.
+
+    The file computes in float32 what the simulated network computes: weights are stored binarized, as floats. Its input
+    is ``images`` ``(B, 3, H, W)``, normalised as by the config's data preprocessor; its outputs are ``logits``
+    ``(B, num_classes)``, or a detector's feature maps ``stage0``, ... ``(B, C_i, H_i, W_i)``.
+
+    Args:
+        config: the config file.
+        checkpoint: file or URL of the weights, of training stage 2.
+        out: file to write, ending in ``.onnx``; it is replaced if it exists.
+        size: height and width of the images in pixels, fixed in the file.
+        batch_size: images per run, fixed in the file; ``None`` for any number.
+        check: compare the file with torch on a random image, in ONNX Runtime.
+
+    Returns:
+        The comparison, or ``None`` without ``check``.
+
+    Raises:
+        FileNotFoundError: if config or checkpoint does not exist.
+        ValueError: if a package is missing, an argument has no sense, the checkpoint is of stage 1 or of another model,
+            or the outputs differ from torch's; nothing is written then.
+    """
+    out = Path(out)
+    _check_options(out, size, batch_size, check)
+    network = load_network(config, checkpoint)
+    if (patch_size := _backbone(network).patch_embed.patch_size) > min(size):
+        raise ValueError(f"--size {size[0]} {size[1]} is less than a patch of {patch_size} x {patch_size} pixels")
+    names = ["logits"] if network is not _backbone(network) else [f"stage{i}" for i in network.out_indices]
+    plain = plain_copy(network)
+    # With a single image, torch would take the batch size for a constant.
+    example = _random_images(network, 2 if batch_size is None else batch_size, size)
+    graph = _to_onnx(plain, example, names, dynamic_batch=batch_size is None)
+    comparison = compare_with_torch(graph, network, plain, example[: batch_size or 1]) if check else None
+    _write(_without_bits(graph, len(names)), out)
+    return comparison
+
+
+def load_network(config: str | Path, checkpoint: str | Path) -> nn.Module:
+    """Load a trained classifier, or the backbone of a trained detector, in evaluation mode.
+
+    Args:
+        config: the config file.
+        checkpoint: file or URL of the weights, of training stage 2 where the network is binary.
+
+    Raises:
+        FileNotFoundError: if config or checkpoint does not exist.
+        ValueError: if the backbone is none of ours, or the checkpoint does not fit the config or is of stage 1.
+    """
+    cfg = load_config(config)
+    part = cfg.get("model") if is_classifier(cfg) else (cfg.get("model") or {}).get("backbone")
+    if part is None:
+        raise ValueError(f"{config} has no model.backbone; give the config of a detector or a classifier")
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
+        network = MODELS.build(part)
+    if not isinstance(_backbone(network), BinarySwinTransformer):
+        kind = type(_backbone(network)).__name__
+        raise ValueError(f"{config} has the backbone {kind}; only mmbivit.BinarySwinTransformer can be exported")
+    (load_classifier if is_classifier(cfg) else _load_detector_backbone)(network, checkpoint)
+    if _backbone(network).stage != 2:
+        raise ValueError(
+            f"{checkpoint} is of training stage 1, whose network is not all binary; give a checkpoint of stage 2"
+        )
+    return network.eval()
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """Copy a network of stage 2 without what only training needs: binary layers become a comparison and a linear layer.
+
+    Weights are binarized once, in the copy. It computes exactly the same.
+    """
+    plain = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(plain.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, BinaryLinear):
+                linear = _Linear(child.effective_weight().detach(), child.bias)
+                setattr(module, name, nn.Sequential(_Sign(child.input_quantizer.gamma), linear))
+            elif isinstance(child, RSign):
+                setattr(module, name, _Sign(child.gamma))
+            elif isinstance(child, SoftmaxThreshold):
+                setattr(module, name, _SelectKeys(child.ratio))
+    return plain
+
+
+def compare_with_torch(graph: "ModelProto", network: nn.Module, plain: nn.Module, images: Tensor) -> OnnxComparison:
+    """Compare a graph in ONNX Runtime with torch; see :class:`OnnxComparison`.
+
+    Args:
+        graph: the outputs of ``plain``, then its bits.
+        network: what was exported.
+        plain: its :func:`plain_copy`.
+        images: ``(B, in_channels, H, W)``.
+
+    Raises:
+        ValueError: if outputs differ and no ties explain it.
+    """
+    run = _onnx_runtime(graph, images)
+    with torch.inference_mode():
+        expected = _outputs(network(images))
+        names = [output.name for output in graph.graph.output]
+        actual = run(names[: len(expected)])
+        error = _relative_error(actual, expected)
+        if error <= TOLERANCE:
+            return OnnxComparison(error)
+        values = run(names)
+        actual, bits = values[: len(expected)], values[len(expected) :]
+        share = _share_of_differences(actual, expected)
+        with _forced_bits(plain, bits) as ties:
+            error = _relative_error(actual, _outputs(plain(images)))
+    flipped, margin = ties
+    if not (flipped and margin <= TIE and error <= TOLERANCE):
+        raise ValueError(
+            f"ONNX Runtime and torch disagree, and ties do not explain it: {flipped} bits differ, up to {margin:.1e} "
+            f"from their threshold (allowed: {TIE:g}), and with equal bits outputs differ by {error:.1e} "
+            f"(allowed: {TOLERANCE:g}). Nothing was written; try other versions of torch, onnx and onnxruntime"
+        )
+    return OnnxComparison(error, sum(map(Tensor.numel, bits)), flipped, margin, share)
+
+
+class _AtLeast(nn.Module):
+    """Every bit of the network is made here, where hooks can see it and its threshold, and change it."""
+
+    def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
+        return x >= threshold
+
+
+class _Sign(nn.Module):
+    """``Sign(x - gamma)`` without a gradient: ``(*, C) -> (*, C)``."""
+
+    def __init__(self, gamma: Tensor):
+        super().__init__()
+        self.register_buffer("gamma", gamma.detach().clone())
+        self.at_least = _AtLeast()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.at_least(x, self.gamma), 1.0, -1.0)
+
+
+class _SelectKeys(nn.Module):
+    """:class:`mmbivit.binary.SoftmaxThreshold` without a gradient."""
+
+    def __init__(self, ratio: float):
+        super().__init__()
+        self.ratio = ratio
+        self.at_least = _AtLeast()
+
+    def forward(self, scores: Tensor) -> Tensor:
+        probabilities = scores.softmax(dim=-1)
+        threshold = self.ratio * probabilities.amax(dim=-1, keepdim=True)
+        selected = self.at_least(probabilities, threshold).to(scores.dtype)
+        return selected / selected.sum(dim=-1, keepdim=True)
+
+
+class _Linear(nn.Module):
+    """Linear layer of given weights ``(out_features, in_features)``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class _WithBits(nn.Module):
+    """Returns the outputs of a plain network, then its bits in the order in which they are made."""
+
+    def __init__(self, plain: nn.Module):
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        bits = []
+        with _hooked(self.plain, lambda module, args, output: bits.append(output)):
+            outputs = _outputs(self.plain(images))
+        return (*outputs, *bits)
+
+
+@contextmanager
+def _hooked(plain: nn.Module, hook: Callable) -> Iterator[None]:
+    """Call ``hook`` with the module, arguments and output wherever bits are made; what it returns replaces them."""
+    handles = [m.register_forward_hook(hook) for m in plain.modules() if isinstance(m, _AtLeast)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _forced_bits(plain: nn.Module, bits: Sequence[Tensor]) -> Iterator[list]:
+    """Give a plain network these bits instead of its own.
+
+    Yields:
+        How many bits differed from its own, and the largest distance of such a value from its threshold, over the
+        largest magnitude of its tensor; both grow while the network runs.
+    """
+    given = iter(bits)
+    ties = [0, 0.0]
+
+    def replace(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        x, threshold = args
+        bits = next(given)
+        if (differs := bits != output).any():
+            distance = (x - threshold).abs()[differs].max() / x.abs().max()
+            ties[:] = ties[0] + int(differs.sum()), max(ties[1], float(distance))
+        return bits
+
+    with _hooked(plain, replace):
+        yield ties
+
+
+def _to_onnx(plain: nn.Module, example: Tensor, names: list[str], dynamic_batch: bool) -> "ModelProto":
+    """Export a plain network with the bits as further outputs, and make sure that all operators are standard ones."""
+    program = torch.onnx.export(
+        _WithBits(plain).eval(),
+        (example,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=names,
+        opset_version=OPSET,
+        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+        verbose=False,
+    )
+    graph = program.model_proto
+    domains = {opset.domain for opset in graph.opset_import} | {node.domain for node in graph.graph.node}
+    if domains - {"", "ai.onnx"} or graph.functions:
+        raise RuntimeError(f"the exported graph has operators that are not standard, of {sorted(domains)}")
+    return graph
+
+
+def _without_bits(graph: "ModelProto", num_outputs: int) -> bytes:
+    """Serialise a graph with its first outputs only; all of its nodes are needed for those."""
+    import onnx
+
+    final = onnx.ModelProto()
+    final.CopyFrom(graph)
+    del final.graph.output[num_outputs:]
+    content = final.SerializeToString()
+    onnx.checker.check_model(content)
+    return content
+
+
+def _onnx_runtime(graph: "ModelProto", images: Tensor) -> Callable[[list[str]], list[Tensor]]:
+    """Return a function that computes outputs by name, on as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda names: [torch.from_numpy(value) for value in session.run(names, {INPUT: images.numpy()})]
+
+
+def _relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest difference over the largest magnitude; NaN if any value is."""
+    errors = [(a - b).abs().max() / b.abs().max() for a, b in zip(actual, expected, strict=True)]
+    return float(torch.stack(errors).max())
+
+
+def _share_of_differences(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    differ = [((a - b).abs() > TOLERANCE * b.abs().max()).flatten() for a, b in zip(actual, expected, strict=True)]
+    return float(torch.cat(differ).float().mean())
+
+
+def _random_images(network: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
+    """Return ``(batch, in_channels, *size)``, of the mean and variance of normalised images; always the same."""
+    channels = _backbone(network).patch_embed.proj.in_channels
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _outputs(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _backbone(network: nn.Module) -> nn.Module:
+    return getattr(network, "backbone", network)
+
+
+def _check_options(out: Path, size: tuple[int, int], batch_size: int | None, check: bool) -> None:
+    needed = ("onnx", "onnxscript", "onnxruntime") if check else ("onnx", "onnxscript")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"ONNX export needs {', '.join(missing)}: pip install 'mmbivit[benchmark]'")
+    if out.suffix != ".onnx":
+        raise ValueError(f"OUT {out}: expected a name that ends in .onnx")
+    if len(size) != 2 or not all(isinstance(pixels, int) and pixels > 0 for pixels in size):
+        raise ValueError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more, or leave it out for any number")
+
+
+def _load_detector_backbone(backbone: BinarySwinTransformer, checkpoint: str | Path) -> None:
+    """Load the backbone of a detector's checkpoint, all of it."""
+    content = load_checkpoint_file(str(checkpoint))
+    keys = [key.removeprefix("module.") for key in find_state_dict(content)]
+    # On load both would pass, since training starts so.
+    if not any("input_quantizer." in key for key in keys) and any(
+        "input_quantizer." in k for k in backbone.state_dict()
+    ):
+        raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
+    if fresh := [i for i in backbone.out_indices if f"backbone.norm{i}.weight" not in keys]:
+        raise ValueError(f"{checkpoint} is no checkpoint of the config's detector: it has no backbone.norm{fresh[0]}")
+    try:
+        missing, unexpected = load_pretrained(backbone, content, prefix="backbone")
+    except (ValueError, RuntimeError) as error:  # of our checks, and of torch's on shapes
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{checkpoint} does not fit the config's backbone: {reason}") from error
+    if missing or unexpected:
+        raise ValueError(
+            f"{checkpoint} does not fit the config's backbone: {len(missing)} tensors are missing in it and "
+            f"{len(unexpected)} have no place, first {(missing + unexpected)[0]}"
+        )
+
+
+def _write(content: bytes, path: Path) -> None:
+    """Write a file so that one of this name is always whole; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
