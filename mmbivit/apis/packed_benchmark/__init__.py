@@ -1,0 +1,7 @@
+"""How fast and how small packed inference is, next to the runtimes that people use for float networks."""
+
+from .report import make_report
+from .run import DETECTION, run_benchmark
+from .runtimes import RUNTIMES
+
+__all__ = ["DETECTION", "RUNTIMES", "make_report", "run_benchmark"]

@@ -1,0 +1,85 @@
+"""How fast and how small is packed inference, next to float runtimes? Tables, and whether the goals are reached."""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mmbivit.apis import user_errors
+from mmbivit.apis.options import add_debug_option
+from mmbivit.apis.packed_benchmark import DETECTION, RUNTIMES, make_report, run_benchmark
+
+SIZES = [(1, 224, 224), (8, 224, 224), DETECTION]
+WIDTH = 132  # of tables, also in a pipe
+
+
+def size(text: str) -> tuple[int, ...]:
+    """Read ``1x224x224``."""
+    if not re.fullmatch(r"\d+x\d+x\d+", text):
+        raise argparse.ArgumentTypeError(f"expected batch x height x width, such as 1x224x224, got {text!r}")
+    return tuple(map(int, text.split("x")))
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Time the Swin-T backbone in one process, the runtimes in turn: float in torch, torch.compile, "
+        "ONNX Runtime and OpenVINO, 8-bit integers, simulated binary and packed. Compare files and peak memory, time "
+        "the matrix products, say where the packed time goes, and whether the goals are reached. Runtimes that are "
+        "missing are left out: pip install 'mmbivit[benchmark]' brings them. Leave the machine idle meanwhile."
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute or two: 224 x 224 only, few repeats, no torch.compile, no memory"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of every runtime (default: torch's)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        metavar="N",
+        help="visits to each runtime at 1x224x224; larger sizes get fewer (default: 20)",
+    )
+    parser.add_argument(
+        "--sizes", type=size, nargs="+", metavar="BxHxW", help="images (default: 1x224x224 8x224x224 1x800x1344)"
+    )
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, metavar="NAME", help=f"of {', '.join(RUNTIMES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables here, too")
+    add_debug_option(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the tool."""
+    args = parse_args()
+    sizes = args.sizes or (SIZES[:1] if args.quick else SIZES)
+    quick_runtimes = [name for name in RUNTIMES if name != "compile"]
+    left_out = {"compile": "left out by --quick: it compiles for a minute"} if args.quick and not args.runtimes else {}
+    progress = Console(stderr=True, style="dim", highlight=False)
+    start = time.perf_counter()
+    with user_errors(args.debug):
+        for file in filter(None, (args.json, args.out)):
+            file.touch()  # one that cannot be written fails now, not after ten minutes
+        results = run_benchmark(
+            sizes,
+            args.runtimes or (quick_runtimes if args.quick else list(RUNTIMES)),
+            (5 if args.quick else 20) if args.repeats is None else args.repeats,
+            torch.get_num_threads() if args.threads is None else args.threads,
+            memory_shape=None if args.quick or DETECTION not in sizes else DETECTION,
+            left_out=left_out,
+            say=lambda text: progress.print(f"{time.perf_counter() - start:4.0f} s  {text}"),
+        )
+        if args.json:
+            args.json.write_text(json.dumps(results))
+        tables = make_report(results)
+        Console(width=WIDTH, markup=False, highlight=False).print(tables)
+        if args.out:
+            with args.out.open("w") as file:
+                Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
+
+
+if __name__ == "__main__":
+    main()
