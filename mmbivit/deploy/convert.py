@@ -92,6 +92,8 @@ def _check_modules(backbone: nn.Module) -> None:
         raise ValueError(
             f"{type(backbone).__name__} is in training stage {backbone.stage}; train on to stage 2, then pack"
         )
+    if not any(isinstance(module, binary.BinaryLinear) for module in backbone.modules()):
+        raise ValueError(f"{type(backbone).__name__} has no binary layer; pack() takes a binary recipe")
     known = (
         *(models.BinarySwinTransformer, swin.SwinStage, swin.SwinBlock, swin.PatchEmbed, swin.PatchMerging),
         *(models.WindowAttention, models.DualBranchMLP, models.SpatialInteraction),

@@ -185,11 +185,11 @@ def test_stage_1_is_refused():
 @pytest.mark.parametrize(
     ("recipe", "name"),
     [
-        (dict(linear="float"), r"stages.0.blocks.0.attn.qkv is Linear"),
+        (dict(linear="float", downsample="binary"), r"stages.0.blocks.0.attn.qkv is Linear"),
         (dict(qkv="float"), r"stages.0.blocks.0.attn.qkv_quantizer is Identity"),
         (dict(attention="softmax"), r"stages.0.blocks.0.attn.attention is Softmax"),
         (dict(norm="ln"), r"patch_embed.norm LayerNorm cannot be folded"),
-        ("float", "patch_embed.norm LayerNorm cannot be folded"),
+        ("float", "BinarySwinTransformer has no binary layer"),
     ],
 )
 def test_float_parts_are_refused_by_name(recipe, name):

@@ -1,0 +1,169 @@
+// Signs, counts of differing bits, and what becomes of a count.
+//
+// A count is the number of differing bits of an activation row and a weight row. With K inputs in {-1, +1} their
+// product sum is K - 2 * count; padding bits are 0 on both sides and never differ.
+
+namespace {
+
+// A bit is set unless its count lies in [low, low + width), modulo 2^32; see thresholds.py.
+SIMD M16 outside(I16 count, I16 low, I16 width) { return at_least(sub(count, low), width); }
+
+SIMD F16 zero_f() { return broadcast_f(0.0f); }
+
+SIMD I16 accumulator(I16 count, int64_t k) { return sub(broadcast((uint32_t)k), add(count, count)); }
+
+SIMD uint16_t* halves(uint32_t* words) { return reinterpret_cast<uint16_t*>(words); }
+
+class Timer {
+   public:
+    explicit Timer(const Worker* worker) : seconds(worker->seconds), last(seconds ? mmbivit_now() : 0.0) {}
+    void lap(Phase phase) {
+        if (!seconds) return;
+        const double now = mmbivit_now();
+        seconds[phase] += now - last;
+        last = now;
+    }
+
+   private:
+    double* seconds;
+    double last;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Signs
+
+SIMD void pack_row(const float* x, const float* gain, const float* shift, int64_t k, uint32_t* out) {
+    uint16_t* half = halves(out);
+    int64_t c = 0;
+    for (; c + 16 <= k; c += 16)
+        *half++ = (uint16_t)mask_bits(at_least_f(mul_add(load_f(x + c), load_f(gain + c), load_f(shift + c)), zero_f()));
+    if (c < k) {
+        const F16 tail = mul_add(load_f(x + c, (int)(k - c)), load_f(gain + c), load_f(shift + c));
+        *half++ = (uint16_t)(mask_bits(at_least_f(tail, zero_f())) & ((1u << (k - c)) - 1));
+    }
+    if (blocks_of(k) % 2) *half = 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Counts of differing bits, a tile of rows and blocks at a time, handed to `emit(row, block, counts)`
+
+template <int R, int B, class Emit>
+SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, int64_t row, int64_t block,
+               const Emit& emit) {
+    I16 total[R][B];
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) total[r][b] = zero();
+    for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
+        const int64_t end = words - start < COUNTS_AT_MOST ? words : start + COUNTS_AT_MOST;
+        I16 counts[R][B];
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < B; b++) counts[r][b] = COUNTS_ARE_WIDE ? total[r][b] : zero();
+        for (int64_t k = start; k < end; k++) {
+            I16 w[B];
+            for (int b = 0; b < B; b++) w[b] = load(weight + (b * words + k) * 16);
+            for (int r = 0; r < R; r++) {
+                const I16 bits = broadcast(a[r * stride + k]);
+                for (int b = 0; b < B; b++)
+                    counts[r][b] = add_counts(counts[r][b], count_bits(bit_xor(bits, w[b])));
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < B; b++)
+                total[r][b] = COUNTS_ARE_WIDE ? counts[r][b] : add(total[r][b], widen_counts(counts[r][b]));
+    }
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) emit(row + r, block + b, total[r][b]);
+}
+
+template <int B, class Emit>
+SIMD void rows_of_tiles(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t block,
+                        const Emit& emit) {
+    int64_t row = 0;
+    for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
+        tile<TILE_ROWS, B>(a + row * words, words, weight, words, row, block, emit);
+    for (; row < rows; row++) tile<1, B>(a + row * words, words, weight, words, row, block, emit);
+}
+
+template <class Emit>
+void count_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
+                     const Emit& emit) {
+    int64_t block = 0;
+    for (; block + TILE_BLOCKS <= blocks; block += TILE_BLOCKS)
+        rows_of_tiles<TILE_BLOCKS>(a, rows, words, weight + block * words * 16, block, emit);
+    for (; block < blocks; block++) rows_of_tiles<1>(a, rows, words, weight + block * words * 16, block, emit);
+}
+
+// Integer accumulators.
+struct ToIntegers {
+    int32_t* out;
+    int64_t k, n;
+
+    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
+        const int64_t left = n - block * 16;
+        store_i(out + row * n + block * 16, accumulator(count, k), left < 16 ? (int)left : 16);
+    }
+};
+
+// scale * accumulator + bias, through RPReLU if there is one, plus what `add` holds if anything is added.
+template <bool ADD, bool RPRELU>
+struct ToFloats {
+    float* const* out;
+    const float* const* add;
+    const float *scale, *bias, *rprelu;
+    int64_t k, n, padded;
+
+    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
+        const int64_t c = block * 16;
+        F16 y = mul_add(to_float(accumulator(count, k)), load_f(scale + c), load_f(bias + c));
+        if (RPRELU) {
+            const F16 shifted = sub_f(y, load_f(rprelu + c));
+            const F16 negative = mul_f(min_f(shifted, zero_f()), load_f(rprelu + padded + c));
+            y = add_f(add_f(max_f(shifted, zero_f()), negative), load_f(rprelu + 2 * padded + c));
+        }
+        if (c + 16 <= n) {
+            if (ADD) y = add_f(y, load_f(add[row] + c));
+            store_f(out[row] + c, y);
+        } else {
+            if (ADD) y = add_f(y, load_f(add[row] + c, (int)(n - c)));
+            store_f(out[row] + c, y, (int)(n - c));
+        }
+    }
+};
+
+// Bits of a row, in the order of the channels.
+struct ToRowBits {
+    const uint32_t *low, *width;
+    uint16_t* out;
+    int64_t stride;  // halves of a row
+
+    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
+        out[row * stride + block] = (uint16_t)mask_bits(outside(count, load(low + block * 16), load(width + block * 16)));
+    }
+};
+
+// Bits of queries or keys, [head][word][token]: one vector holds the same word of 16 tokens.
+struct ToHeadBits {
+    const uint32_t *low, *width;
+    uint16_t* out;
+    const int32_t* offsets;  // of each block, in halves
+
+    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
+        out[offsets[block] + row * 2] =
+            (uint16_t)mask_bits(outside(count, load(low + block * 16), load(width + block * 16)));
+    }
+};
+
+// Bits of values along the tokens, [token word][channel]; `out` starts as 0.
+struct ToTokenBits {
+    const uint32_t *low, *width;
+    uint32_t* out;
+    int64_t channels;
+
+    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
+        uint32_t* word = out + row / 32 * channels + block * 16;
+        const M16 set = outside(count, load(low + block * 16), load(width + block * 16));
+        store(word, or_where(load(word), set, broadcast(1u << row % 32)));
+    }
+};
+
+}  // namespace
