@@ -12,7 +12,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "config", help="config file, such as configs/mask_rcnn_sibivit_swin_t.py; classifiers: configs/classification/"
     )
-    parser.add_argument("checkpoint", help="file or URL of the weights; timm://NAME for a float classifier")
+    parser.add_argument(
+        "checkpoint",
+        help="file or URL of the weights; timm://NAME for a float classifier; a packed detector or classifier, "
+        "FILE.safetensors",
+    )
     add_run_options(parser)
     parser.add_argument("--out", metavar="FILE.pkl", help="write all predictions to a pickle file")
     add_debug_option(parser)

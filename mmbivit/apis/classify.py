@@ -15,16 +15,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.classifier import ImageClassifier
 from mmbivit.models.keys import find_state_dict
 
 from .config import inner_dataset, is_classifier, load_config
-from .predict import check_run_options, find_images
+from .predict import check_run_options, find_images, refuse_packed_file
 
-__all__ = ["classify", "load_classifier", "predictions_table"]
+__all__ = ["check_topk", "classify", "classify_files", "load_all_weights", "load_classifier", "predictions_table"]
 
 
 def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
@@ -33,6 +33,26 @@ def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
     Args:
         model: the classifier; its ``dataset_meta`` is set, where the checkpoint has names for all classes.
         checkpoint: file, URL or name of a timm model.
+
+    Raises:
+        FileNotFoundError: if the file does not exist or cannot be downloaded.
+        ValueError: if a weight is missing, left over or of another shape; the message names the first.
+    """
+    content = load_all_weights(model, checkpoint, "classifier")
+    dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
+
+
+def load_all_weights(model: nn.Module, checkpoint: str | Path, kind: str) -> dict[str, Any]:
+    """Load a checkpoint into a whole model, where MMEngine would only warn of weights that it lacks.
+
+    Args:
+        model: the model.
+        checkpoint: file, URL or name of a timm model.
+        kind: what the model is, ``classifier`` or ``detector``, for messages.
+
+    Returns:
+        The content of the checkpoint.
 
     Raises:
         FileNotFoundError: if the file does not exist or cannot be downloaded.
@@ -54,12 +74,12 @@ def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
         if keys
     ]
     if problems:
+        others = " or a ".join(other for other in ("backbone", "detector", "classifier") if other != kind)
         raise ValueError(
-            f"{checkpoint} is no checkpoint of the config's classifier: {'; '.join(problems)}. "
-            "Give one that tools/train.py wrote with this config, not a backbone or a detector"
+            f"{checkpoint} is no checkpoint of the config's {kind}: {'; '.join(problems)}. "
+            f"Give one that tools/train.py wrote with this config, not a {others}"
         )
-    dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
-    model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
+    return content
 
 
 def classify(
@@ -88,11 +108,12 @@ def classify(
 
     Raises:
         FileNotFoundError: if config, checkpoint or an image does not exist.
-        ValueError: if an image cannot be read, the checkpoint is of another model or an option has no sense.
+        ValueError: if an image cannot be read, the checkpoint is of another model or packed, or an option has no
+            sense.
     """
-    if topk < 1:
-        raise ValueError(f"--topk {topk}; allowed: 1 or more")
+    check_topk(topk)
     check_run_options(device, batch_size)
+    refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if not is_classifier(cfg):
         raise ValueError(f"{config} is the config of a detector; classify() needs one of a classifier")
@@ -102,8 +123,20 @@ def classify(
         transform = _build_transform(cfg)
         model = MODELS.build(cfg.model)
     load_classifier(model, checkpoint)
-    model.to(device or get_device()).eval()
+    return classify_files(model.to(device or get_device()), transform, files, out_dir, batch_size)
 
+
+def check_topk(topk: int) -> None:
+    """Raise a ValueError for less than one class per image."""
+    if topk < 1:
+        raise ValueError(f"--topk {topk}; allowed: 1 or more")
+
+
+def classify_files(
+    model: ImageClassifier, transform: Compose, files: Sequence[Path], out_dir: str | Path | None, batch_size: int
+) -> list[dict[str, Any]]:
+    """Classify image files with a classifier and return what :func:`classify` does."""
+    model.eval()
     results = []
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     for batch in track(batches, description="Classifying", console=Console(stderr=True)):

@@ -16,6 +16,8 @@ from .checkpoints import use_safe_loading
 from .classify import load_classifier
 from .config import inner_dataset, is_classifier, load_config, refuse_options, set_work_dir
 from .device import distributed, set_launcher
+from .packed import load_into, load_packed, use_packed_backbone
+from .predict import is_packed_file
 from .run import build_runner
 
 __all__ = ["evaluate", "evaluation_config"]
@@ -38,7 +40,8 @@ def evaluation_config(
 
     Args:
         config: the config file.
-        checkpoint: file or URL of the weights.
+        checkpoint: file or URL of the weights, or a packed file (``*.safetensors``) of a whole model, whose backbone
+            replaces the config's.
         work_dir: where logs go; ``work_dirs/<config's name>`` by default.
         show: show each image with its detections in a window; for detectors.
         show_dir: write each image with its detections into this folder, below ``work_dir/<timestamp>`` if relative;
@@ -56,6 +59,8 @@ def evaluation_config(
     cfg = load_config(config, cfg_options)
     if is_classifier(cfg):
         refuse_options(cfg, tta=tta, show=show, show_dir=show_dir)
+    if is_packed_file(checkpoint):
+        _refuse_for_packed(checkpoint, tta, launcher, cfg_options)
     set_work_dir(cfg, work_dir)
     set_launcher(cfg, launcher)
     cfg.load_from = str(checkpoint)
@@ -78,7 +83,8 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: if data or checkpoint are missing.
-        ValueError: if ``out`` is no pickle file, or if the checkpoint is not one of the classifier.
+        ValueError: if ``out`` is no pickle file, or if the checkpoint is not one of the classifier, or a packed file is
+            of another model.
     """
     if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
@@ -91,15 +97,34 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
 
 def _evaluate(cfg: Config, out: str | Path | None) -> dict[str, float]:
     checkpoint = str(checkpoint_path(cfg.load_from))
+    packed = None
+    if is_packed_file(checkpoint):
+        packed = load_packed(checkpoint, "classifier" if is_classifier(cfg) else "detector")
+        use_packed_backbone(cfg, packed)
     # MMEngine only warns of missing weights, and would evaluate a classifier with a random head.
-    cfg.load_from = None if is_classifier(cfg) else checkpoint
+    cfg.load_from = None if packed is not None or is_classifier(cfg) else checkpoint
     runner = build_runner(cfg)
-    if is_classifier(cfg):
-        load_classifier(runner.model.module if is_model_wrapper(runner.model) else runner.model, checkpoint)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if packed is not None:
+        load_into(model, packed, checkpoint)
+    elif is_classifier(cfg):
+        load_classifier(model, checkpoint)
+    if cfg.load_from is None:
         print_log(f"Load checkpoint from {checkpoint}", "current")
     if out is not None:
         runner.test_evaluator.metrics.append(_dump_metric(cfg, str(out)))
     return runner.test()
+
+
+def _refuse_for_packed(checkpoint: str | Path, tta: bool, launcher: str, cfg_options: dict[str, Any] | None) -> None:
+    """Raise a ValueError for options that a packed file cannot follow."""
+    if tta:
+        raise ValueError(f"--tta is for checkpoints of training, and {checkpoint} is packed: test it as it will run")
+    if launcher != "none":
+        raise ValueError(f"--launcher {launcher}: {checkpoint} is packed, which one process evaluates with its threads")
+    for key in cfg_options or {}:
+        if key.startswith("model.backbone"):
+            raise ValueError(f"--cfg-options {key}: the backbone is that of {checkpoint}, which is packed")
 
 
 def _dump_metric(cfg: Config, out: str) -> BaseMetric:

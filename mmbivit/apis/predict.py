@@ -4,17 +4,27 @@ import glob
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
 from rich.progress import track
 
+from mmbivit.deploy.serialization import SUFFIX
 from mmbivit.models.checkpoint import checkpoint_path
 
 from .checkpoints import use_safe_loading
 from .config import is_classifier, load_config
 
-__all__ = ["check_run_options", "find_images", "predict"]
+__all__ = [
+    "check_out_dir",
+    "check_run_options",
+    "find_images",
+    "is_packed_file",
+    "predict",
+    "refuse_packed_file",
+    "write_detections",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -56,6 +66,24 @@ def find_images(inputs: Sequence[str | Path], unique_names: bool = True) -> list
     return found
 
 
+def is_packed_file(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint is meant to be a packed file, by its name."""
+    return str(checkpoint).endswith(SUFFIX)
+
+
+def refuse_packed_file(checkpoint: str | Path) -> None:
+    """Refuse a packed file where a checkpoint of training is expected.
+
+    Raises:
+        ValueError: that says which tool takes packed files.
+    """
+    if is_packed_file(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is a packed file, which needs no config: "
+            f"python tools/deployment/predict_packed.py {checkpoint} IMAGES..."
+        )
+
+
 def check_run_options(device: str | None, batch_size: int) -> None:
     """Raise a ValueError for a batch size below 1, or a GPU where there is none."""
     if batch_size < 1:
@@ -90,20 +118,33 @@ def predict(
 
     Raises:
         FileNotFoundError: if config, checkpoint or an image does not exist.
-        ValueError: if an image cannot be read or an option has no sense.
+        ValueError: if an image cannot be read, an option has no sense or the checkpoint is a packed file.
     """
     check_run_options(device, batch_size)
+    refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if is_classifier(cfg):
         raise ValueError(f"{config} is the config of a classifier; predict() needs one of a detector")
-    if out_dir is None:
-        raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
+    check_out_dir(out_dir)
     files = find_images(images)
     # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
     from mmdet.apis import DetInferencer
 
     use_safe_loading()
     inferencer = DetInferencer(cfg, str(checkpoint_path(str(checkpoint))), device=device, show_progress=False)
+    return write_detections(inferencer, files, out_dir, score_thr, batch_size)
+
+
+def check_out_dir(out_dir: str | Path | None) -> None:
+    """Raise a ValueError if there is no folder for the detections."""
+    if out_dir is None:
+        raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
+
+
+def write_detections(
+    inferencer: Any, files: Sequence[Path], out_dir: str | Path, score_thr: float, batch_size: int
+) -> list[Path]:
+    """Detect objects with mmdet's ``DetInferencer`` as :func:`predict` does, and return the JSON files."""
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     # One call per batch, because the inferencer keeps the pictures of a call in memory.
     for batch in track(batches, description="Detecting"):

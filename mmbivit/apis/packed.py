@@ -1,0 +1,279 @@
+"""Packed files for the tools: export of a trained checkpoint, predictions and evaluation without it."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from rich.table import Table
+from torch import Tensor, nn
+
+from mmbivit.deploy import load, pack, save
+from mmbivit.deploy.serialization import SUFFIX, read_header
+
+from .classify import check_topk, classify_files, load_all_weights, load_classifier
+from .config import inner_dataset, is_classifier, load_config
+from .packed_config import PACKED_BACKBONE
+from .predict import check_out_dir, check_run_options, find_images, is_packed_file, write_detections
+
+__all__ = [
+    "Export",
+    "classify_packed",
+    "detect_packed",
+    "export_packed",
+    "export_table",
+    "load_into",
+    "load_packed",
+    "packed_kind",
+    "use_packed_backbone",
+]
+
+BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export made of a checkpoint.
+
+    Attributes:
+        kind: ``backbone``, ``classifier`` or ``detector``.
+        float_bytes: weights and statistics of the checkpoint's network.
+        float_backbone_bytes: those of its backbone.
+        packed_bytes: the packed tensors.
+        packed_backbone_bytes: those of the backbone.
+        file_bytes: the packed file.
+        difference: largest difference of the reloaded backbone's features from the simulated ones on a random image,
+            relative to their largest value.
+    """
+
+    kind: str
+    float_bytes: int
+    float_backbone_bytes: int
+    packed_bytes: int
+    packed_backbone_bytes: int
+    file_bytes: int
+    difference: float
+
+
+def export_packed(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    backbone_only: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+) -> Export:
+    """Pack a trained detector or classifier into a file, reload that, and compare it with the simulated network.
+
+    Args:
+        config: the config file that the network was trained with.
+        checkpoint: file or URL of the weights, from training stage 2.
+        out: the packed file, ``*.safetensors``.
+        backbone_only: leave the classifier's head or the detector's neck and heads out.
+        cfg_options: changes of the config by dotted key.
+
+    Raises:
+        FileNotFoundError: if config or checkpoint does not exist.
+        ValueError: if the checkpoint is of another network or of stage 1, or the network cannot be packed or stored.
+    """
+    if Path(out).suffix != SUFFIX:
+        raise ValueError(f"OUT {out}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
+    if is_packed_file(checkpoint):
+        raise ValueError(f"{checkpoint} is packed already; expected a checkpoint that tools/train.py wrote")
+    cfg = load_config(config, cfg_options)
+    model = _trained_model(cfg, checkpoint)
+    packed = pack(model)
+    save(packed.backbone if backbone_only else packed, out, cfg)
+    reloaded = load(out)
+    simulated, state = model.state_dict(), reloaded.state_dict()
+    return Export(
+        kind=read_header(out).kind,
+        float_bytes=_bytes(simulated),
+        float_backbone_bytes=_bytes(simulated, BACKBONE),
+        packed_bytes=_bytes(state),
+        packed_backbone_bytes=_bytes(state, "" if backbone_only else BACKBONE),
+        file_bytes=Path(out).stat().st_size,
+        difference=_difference(model.backbone, reloaded if backbone_only else reloaded.backbone),
+    )
+
+
+def export_table(export: Export) -> Table:
+    """Make a table of the sizes that :func:`export_packed` returns, in MB (10^6 bytes)."""
+    table = Table("MB", "float32", "packed", "smaller by")
+    rows = [("backbone", export.float_backbone_bytes, export.packed_backbone_bytes)]
+    whole = export.float_backbone_bytes
+    if export.kind != "backbone":
+        rest = export.packed_bytes - export.packed_backbone_bytes
+        name = "head" if export.kind == "classifier" else "neck and heads"
+        rows.append((f"{name}, as they are", export.float_bytes - export.float_backbone_bytes, rest))
+        whole = export.float_bytes
+    rows.append(("file", whole, export.file_bytes))
+    for name, before, after in rows:
+        table.add_row(name, f"{before / 1e6:.2f}", f"{after / 1e6:.2f}", f"{before / max(after, 1):.1f}x")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.caption = f"difference from simulated: {export.difference:.1e} (relative)"
+    return table
+
+
+def packed_kind(file: str | Path, **options: Any) -> str:
+    """Return whether a packed file is of a ``classifier`` or a ``detector``, for tools that predict with it.
+
+    Args:
+        file: the packed file.
+        options: value by ``<kind>_<name>`` of each option that only one kind has; ``None`` means that it is not given.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is of a backbone alone, or an option is for the other kind.
+    """
+    kind = read_header(file).kind
+    if kind == "backbone":
+        raise ValueError(
+            f"{file} is of a backbone alone, which predicts nothing; export the whole model, without --backbone-only"
+        )
+    for option, value in options.items():
+        owner, _, name = option.partition("_")
+        if owner != kind and value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for {owner}s, and {file} is of a {kind}")
+    return kind
+
+
+def detect_packed(
+    file: str | Path,
+    images: Sequence[str | Path],
+    out_dir: str | Path | None = None,
+    score_thr: float = 0.3,
+    batch_size: int = 1,
+) -> list[Path]:
+    """Detect objects with a packed detector on the CPU and write pictures and JSON, as :func:`predict` does.
+
+    Raises:
+        FileNotFoundError: if the file or an image does not exist.
+        ValueError: if the file is of anything else, an image cannot be read or an option has no sense.
+    """
+    check_run_options(None, batch_size)
+    check_out_dir(out_dir)
+    files = find_images(images)
+    inferencer = _inferencer(load_packed(file, "detector"), file)
+    return write_detections(inferencer, files, out_dir, score_thr, batch_size)
+
+
+def classify_packed(
+    file: str | Path,
+    images: Sequence[str | Path],
+    out_dir: str | Path | None = None,
+    topk: int = 5,
+    batch_size: int = 1,
+) -> list[dict[str, Any]]:
+    """Classify images with a packed classifier on the CPU and return what :func:`classify` does.
+
+    Raises:
+        FileNotFoundError: if the file or an image does not exist.
+        ValueError: if the file is of anything else, an image cannot be read or an option has no sense.
+    """
+    check_topk(topk)
+    check_run_options(None, batch_size)
+    files = find_images(images, unique_names=out_dir is not None)
+    model = load_packed(file, "classifier")
+    model.topk = min(topk, model.head.out_features)
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        transform = Compose(_pipeline(model, file))
+    return classify_files(model, transform, files, out_dir, batch_size)
+
+
+def load_packed(file: str | Path, kind: str) -> nn.Module:
+    """Load a packed file of a certain kind.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it cannot be loaded, or is of another kind.
+    """
+    found = read_header(file).kind
+    if found != kind:
+        raise ValueError(f"{file} is a packed {found}; expected a packed {kind}")
+    return load(file)
+
+
+def use_packed_backbone(cfg: Config, packed: nn.Module) -> None:
+    """Replace the backbone in a model's config by that of a packed model."""
+    cfg.model.backbone = dict(packed.backbone.config, type=PACKED_BACKBONE)
+
+
+def load_into(model: nn.Module, packed: nn.Module, file: str | Path) -> None:
+    """Copy the tensors of a packed model into one that a config describes, and stay on the CPU, as the kernels do.
+
+    Raises:
+        ValueError: if the config's model is another one; the message names the first tensor that does not fit.
+    """
+    try:
+        model.load_state_dict(packed.state_dict())
+    except (RuntimeError, ValueError) as error:  # torch's list of all that does not fit, or of our own checks
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 else lines[0]
+        raise ValueError(f"{file} does not fit the config's model: {reason[:300]}") from error
+    model.dataset_meta = packed.dataset_meta
+    model.to("cpu")
+
+
+def _trained_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
+    """Build the model of a config with the weights of a checkpoint, all of them, in eval mode."""
+    classifier = is_classifier(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or ("mmengine" if classifier else "mmdet")):
+        model = MODELS.build(copy.deepcopy(cfg.model))  # detectors change the configs of their heads
+        if classifier:
+            load_classifier(model, checkpoint)
+        else:
+            content = load_all_weights(model, checkpoint, "detector")
+            model.dataset_meta = _dataset_meta(cfg, content)
+    return model.eval()
+
+
+def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the names and colours of the classes: those of the checkpoint, else of the config's test data."""
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+    known = {}
+    if loader:
+        known = DATASETS.build(dict(inner_dataset(loader["dataset"]), pipeline=[], lazy_init=True)).metainfo
+    meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    return {**known, **{key.lower(): value for key, value in meta.items()}}
+
+
+def _bytes(state: dict[str, Tensor], prefix: str = "") -> int:
+    return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(prefix))
+
+
+@torch.no_grad()
+def _difference(simulated: nn.Module, packed: nn.Module) -> float:
+    images = torch.randn(
+        1, simulated.patch_embed.proj.in_channels, 224, 224, generator=torch.Generator().manual_seed(0)
+    )
+    pairs = zip(simulated(images), packed(images), strict=True)
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+def _pipeline(model: nn.Module, file: str | Path) -> list[dict[str, Any]]:
+    if not model.cfg.test_dataloader:
+        raise ValueError(f"{file} has no transforms of test images; export it with a config that has a test_dataloader")
+    return model.cfg.test_dataloader.dataset.pipeline
+
+
+def _inferencer(model: nn.Module, file: str | Path) -> Any:
+    """Make mmdet's inferencer of a model that is built and loaded already."""
+    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
+    from mmdet.apis import DetInferencer
+
+    class PackedInferencer(DetInferencer):
+        """mmdet's, without building a model."""
+
+        def _init_model(self, cfg: Config, weights: str | None, device: str = "cpu") -> nn.Module:
+            return model
+
+    model.dataset_meta = dict(palette="random") | (model.dataset_meta or {})
+    loader = dict(dataset=dict(pipeline=_pipeline(model, file)))
+    cfg = Config(dict(test_dataloader=loader, visualizer=dict(type="DetLocalVisualizer", name="packed")))
+    return PackedInferencer(cfg, device="cpu", show_progress=False)

@@ -1,0 +1,394 @@
+"""What a packed file says of a whole model: taken from the user's config, and checked before anything is built of it.
+
+A packed file may come from anybody, and MMEngine imports whatever a ``type`` names, looks up some other strings in the
+same way, and mmcv even evaluates one (``nms.type``). So a file gets only what is on the lists of this module: classes
+of MMDetection that take neither files nor URLs, options of a few transforms, numbers, and words that name no module.
+What is not needed for inference is not stored: training settings, initialisation, file clients.
+"""
+
+import copy
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope, Registry
+from torch import nn
+
+from mmbivit.deploy.serialization import MAX_NUMBER, PackedFile
+from mmbivit.models import ClassificationPreprocessor, ImageClassifier
+
+from .config import inner_dataset
+
+__all__ = ["PACKED_BACKBONE", "classifier_builder", "describe_classifier", "describe_detector", "detector_builder"]
+
+PACKED_BACKBONE = "mmbivit.PackedSwinTransformer"
+
+# Modules whose registered classes a file may name. They were searched for eval(), getattr() by a configured name,
+# imports, file access and downloads; those that do any of it are refused below.
+_MODEL_MODULES = (
+    "mmdet.models.data_preprocessors.data_preprocessor",
+    "mmdet.models.dense_heads",
+    "mmdet.models.detectors",
+    "mmdet.models.layers",
+    "mmdet.models.losses",
+    "mmdet.models.necks",
+    "mmdet.models.roi_heads",
+    "mmdet.models.seg_heads",
+    "mmcv.cnn.bricks",
+    "mmcv.ops.multi_scale_deform_attn",
+    "mmengine.utils.dl_utils.parrots_wrapper",  # SyncBN
+    "torch.nn.modules",
+)
+_TASK_MODULES = ("mmdet.models.task_modules.coders", "mmdet.models.task_modules.prior_generators")
+_REFUSED_MODULES = (
+    "mmdet.models.dense_heads.atss_vlfusion_head",  # downloads a language model
+    "mmdet.models.dense_heads.grounding_dino_head",
+    "mmdet.models.detectors.d2_wrapper",  # builds by Detectron2's configs
+    "mmdet.models.detectors.glip",
+    "mmdet.models.detectors.grounding_dino",
+    "mmdet.models.detectors.kd_one_stage",  # reads the config and checkpoint of a teacher
+    "mmdet.models.detectors.lad",
+    "mmdet.models.detectors.semi_base",
+    "mmdet.models.detectors.soft_teacher",
+)
+# Keys whose ``type`` is not looked up in a registry, with what we know to be harmless there.
+_FUNCTIONS = {"nms": ("nms", "soft_nms"), "roi_layer": ("RoIAlign", "RoIPool")}
+_TASK_KEY = re.compile(r"(_generator|bbox_coder|iou_calculator)$")
+
+_DETECTION_TRANSFORMS = "LoadImageFromFile Resize FixScaleResize FixShapeResize Pad CenterCrop Normalize PackDetInputs"
+_TRANSFORMS = {
+    "detector": tuple(scope + name for name in _DETECTION_TRANSFORMS.split() for scope in ("", "mmdet.")),
+    "classifier": ("mmbivit.TimmTransform",),
+}
+_MAX_PIXELS = 2**14  # along a side; no number of a transform is larger
+
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_WORD = re.compile(r"[A-Za-z0-9_ -]{0,64}")
+_TYPE = re.compile(r"((?P<scope>mmdet|mmengine)\.)?(?P<name>[A-Za-z]\w{0,63})", re.ASCII)
+# Words of keys that lead to files, downloads or other code; ``init_cfg`` and the rest of training are left out as well.
+_REFUSED_WORDS = frozenset(
+    "backend checkpoint ckpt client config file filename files import imports init_cfg lang language path pretrained "
+    "scope teacher url".split()
+)
+_LEFT_OUT = frozenset(("init_cfg", "pretrained", "train_cfg", "batch_augments", "backend_args", "file_client_args"))
+_TRAINING_TRANSFORMS = ("LoadAnnotations", "mmdet.LoadAnnotations")
+_TUPLE = "__tuple__"  # the key under which JSON holds a tuple, as some of mmdet's code tells it from a list
+
+
+def describe_classifier(model: ImageClassifier, config: Any = None) -> dict[str, Any]:
+    """Return what a file needs of a classifier beside the backbone: ``model``, ``dataset_meta`` and ``pipeline``.
+
+    Args:
+        model: the classifier; its ``dataset_meta`` may have the names of the classes.
+        config: the config that it was built from, for the transforms of its test images; may be ``None``.
+
+    Raises:
+        ValueError: if its data preprocessor or a transform cannot be stored.
+    """
+    preprocessor = model.data_preprocessor
+    if not isinstance(preprocessor, ClassificationPreprocessor):
+        raise ValueError(
+            f"data_preprocessor is a {type(preprocessor).__name__}; a packed file holds mmbivit's "
+            "ClassificationPreprocessor only"
+        )
+    described = dict(
+        num_classes=model.head.out_features,
+        topk=model.topk,
+        data_preprocessor={name: getattr(preprocessor, name).flatten().tolist() for name in ("mean", "std")},
+    )
+    pipeline = None if config is None else _describe_pipeline(config, "classifier")
+    return dict(model=described, dataset_meta=_describe_meta(model, described), pipeline=pipeline)
+
+
+def describe_detector(model: nn.Module, config: Any) -> dict[str, Any]:
+    """Return what a file needs of a detector beside the backbone: ``model``, ``dataset_meta`` and ``pipeline``.
+
+    Args:
+        model: the detector; its ``dataset_meta`` may have the names of the classes and their colours.
+        config: the config that it was built from, with ``model`` and ``test_dataloader``.
+
+    Raises:
+        ValueError: without a config, or if it has what cannot be stored; it names the key.
+    """
+    if config is None or not config.get("model"):
+        raise ValueError("a detector is saved with its config: save(packed, path, config)")
+    described = _plain({key: value for key, value in config["model"].items() if key != "backbone"})
+    _check_detector(_decoded(described))
+    meta = _describe_meta(model, described)
+    return dict(model=described, dataset_meta=meta, pipeline=_describe_pipeline(config, "detector"))
+
+
+def classifier_builder(header: PackedFile) -> Callable[[], nn.Module]:
+    """Check what a file says of a classifier and return what builds it.
+
+    Raises:
+        ValueError: if the file names anything but numbers and the known transform.
+    """
+    described, keys = header.model, {"num_classes", "topk", "data_preprocessor"}
+    normalisation = described.get("data_preprocessor")
+    if described.keys() != keys or not isinstance(normalisation, dict) or normalisation.keys() != {"mean", "std"}:
+        raise ValueError(f"{header.path}: 'model' of a classifier has to have num_classes, topk, mean and std only")
+    _check_numbers(header, described)
+    attributes = _attributes(header)
+
+    def build() -> nn.Module:
+        backbone = dict(header.architecture, type=PACKED_BACKBONE)
+        with DefaultScope.overwrite_default_scope("mmengine"):
+            model = ImageClassifier(backbone, **described)
+        vars(model).update(attributes)
+        return model
+
+    return build
+
+
+def detector_builder(header: PackedFile) -> Callable[[], nn.Module]:
+    """Check what a file says of a detector and return what builds it.
+
+    Raises:
+        ValueError: if the file names a class, a key or a value that is not known to be harmless; it names it.
+    """
+    described = _decoded(header.model)
+    try:
+        _check_detector(described)
+    except ValueError as error:
+        raise ValueError(f"{header.path} is not loaded: {error}") from error
+    attributes = _attributes(header)
+    detector = _find_class(described["type"], "model")
+    # Most of them cannot be built without.
+    training = dict(train_cfg=None) if "train_cfg" in inspect.signature(detector).parameters else {}
+
+    def build() -> nn.Module:
+        backbone = dict(header.architecture, type=PACKED_BACKBONE)
+        # A copy, as detectors add to the configs of their heads.
+        cfg = ConfigDict(copy.deepcopy(described), backbone=backbone, **training)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            model = MODELS.build(cfg)
+        vars(model).update(attributes)
+        return model
+
+    return build
+
+
+def _check_detector(described: dict[str, Any]) -> None:
+    """Raise a ValueError for anything in a detector's config that is not known to be harmless."""
+    if not isinstance(described, dict):
+        raise ValueError("model is a tuple, expected keys and values")
+    if "backbone" in described:
+        raise ValueError("model.backbone is described by the architecture alone")
+    _check(described, "model", "model")
+    module = _find_class(described.get("type"), "model").__module__
+    if not _is_in(module, ("mmdet.models.detectors",)):
+        raise ValueError(f"model.type={described['type']!r} is no detector")
+
+
+def _check(value: Any, key: str, place: str) -> None:
+    """Check one value of a model's config, and all in it; ``key`` is its own, also for the items of a list."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            _check_key(name, place)
+            if name == "type":
+                _find_class(child, key)
+            else:
+                _check(child, name, f"{place}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            _check(child, key, place)
+    elif isinstance(value, str):
+        _check_word(value, place)
+    elif isinstance(value, (int, float)):
+        if not abs(value) <= MAX_NUMBER:
+            raise ValueError(f"{place}={value!r} is out of range; a packed file holds numbers up to {MAX_NUMBER}")
+    elif value is not None:
+        raise ValueError(f"{place} is a {type(value).__name__}; a packed file holds plain values only")
+
+
+def _check_key(key: Any, place: str) -> None:
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise ValueError(f"{place} has the key {str(key)[:64]!r}, which is no plain name")
+    words = _REFUSED_WORDS & {key, *key.lower().split("_")}
+    if words:
+        raise ValueError(f"{place} has the key {key!r}; a packed file holds nothing of files, downloads or imports")
+
+
+def _check_word(value: str, place: str) -> None:
+    """Refuse paths, URLs, dotted names, and the name of any module: several options end as a ``type``."""
+    if not _WORD.fullmatch(value) or value in sys.modules or _is_importable(value):
+        raise ValueError(f"{place}={value[:64]!r}; a packed file holds plain words here, no paths, URLs or modules")
+
+
+def _is_importable(name: str) -> bool:
+    return bool(name) and importlib.util.find_spec(name) is not None
+
+
+def _find_class(name: Any, key: str) -> type | None:
+    """Return the class that a ``type`` names; ``None`` for one of the functions that are looked up elsewhere.
+
+    Raises:
+        ValueError: if it is not one that a file may name.
+    """
+    if key in _FUNCTIONS:
+        if name not in _FUNCTIONS[key]:
+            raise ValueError(f"{key}.type={str(name)[:64]!r}; allowed: {', '.join(_FUNCTIONS[key])}")
+        return None
+    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
+    from mmdet import registry
+
+    of_task = _TASK_KEY.search(key)
+    found = _registered(name, registry.TASK_UTILS if of_task else registry.MODELS)
+    if found is None or not _is_allowed(found, _TASK_MODULES if of_task else _MODEL_MODULES):
+        raise ValueError(
+            f"{key}.type={str(name)[:64]!r} is none of the classes of MMDetection that a packed file may name"
+        )
+    return found
+
+
+def _registered(name: Any, registry: Registry) -> type | None:
+    """Look a class up as MMEngine does in mmdet's scope, but without its imports of what is not registered."""
+    match = _TYPE.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        return None
+    registry.import_from_location()
+    own, root = registry.module_dict, registry.parent.module_dict
+    places = {"mmdet": (own,), "mmengine": (root,), None: (own, root)}[match["scope"]]
+    return next((place[match["name"]] for place in places if match["name"] in place), None)
+
+
+def _is_allowed(found: Any, modules: tuple[str, ...]) -> bool:
+    return (
+        isinstance(found, type) and _is_in(found.__module__, modules) and not _is_in(found.__module__, _REFUSED_MODULES)
+    )
+
+
+def _is_in(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _check_pipeline(pipeline: Any, kind: str) -> None:
+    allowed = _TRANSFORMS[kind]
+    for transform in pipeline:
+        if not isinstance(transform, dict) or transform.get("type") not in allowed:
+            name = transform.get("type") if isinstance(transform, dict) else transform
+            raise ValueError(
+                f"a transform of test images is {str(name)[:64]!r}; a packed {kind} may have {', '.join(allowed)}"
+            )
+        options = {key: value for key, value in transform.items() if key != "type"}
+        _check(options, transform["type"], transform["type"])
+        _check_options(options, transform["type"])
+
+
+def _check_options(value: Any, place: str) -> None:
+    """Check what the options of a transform are beside harmless values: no other transform, no huge image."""
+    if isinstance(value, dict) and "type" in value:
+        raise ValueError(f"{place} has a 'type' in its options")
+    if isinstance(value, (int, float)) and not abs(value) <= _MAX_PIXELS:
+        raise ValueError(f"{place} has the number {value}; allowed: up to {_MAX_PIXELS}")
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for child in children:
+        _check_options(child, place)
+
+
+def _check_numbers(header: PackedFile, described: dict[str, Any]) -> None:
+    """Check that a classifier is described by positive integers and lists of numbers."""
+    lists = described["data_preprocessor"].values()
+    numbers = [number for values in lists if isinstance(values, list) for number in values]
+    good = all(isinstance(values, list) and values for values in lists)
+    good = good and all(type(number) in (int, float) for number in numbers)
+    if not good or any(type(described[name]) is not int for name in ("num_classes", "topk")):
+        raise ValueError(f"{header.path}: 'model' of a classifier has to be numbers")
+
+
+def _attributes(header: PackedFile) -> dict[str, Any]:
+    """Check the class names and the transforms of a file, and return them as attributes of the model."""
+    try:
+        meta = _checked_meta(header.dataset_meta, header.model)
+        pipeline = _decoded(header.pipeline)
+        _check_pipeline(pipeline or (), header.kind)
+    except ValueError as error:
+        raise ValueError(f"{header.path} is not loaded: {error}") from error
+    loader = dict(dataset=dict(pipeline=pipeline)) if pipeline else None
+    return dict(dataset_meta=meta, cfg=Config(dict(model=_decoded(header.model), test_dataloader=loader)))
+
+
+def _describe_meta(model: nn.Module, model_config: dict[str, Any]) -> dict[str, Any] | None:
+    known = getattr(model, "dataset_meta", None) or {}
+    described = {}
+    if known.get("classes"):
+        described["classes"] = [str(name) for name in known["classes"]]
+    palette = known.get("palette")
+    # Not the name of one elsewhere, such as 'random'; mmdet's has the colours of COCO's classes for any data set.
+    if described and isinstance(palette, (list, tuple)) and len(palette) >= len(described["classes"]):
+        described["palette"] = [[int(level) for level in colour] for colour in palette[: len(described["classes"])]]
+    _checked_meta(described, model_config)
+    return described or None
+
+
+def _checked_meta(meta: dict[str, Any] | None, model_config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return names and colours as mmdet has them, in tuples.
+
+    Raises:
+        ValueError: for anything else, and for fewer names than classes.
+    """
+    if not meta:
+        return None
+    classes, palette = meta.get("classes"), meta.get("palette", [])
+    if meta.keys() - {"classes", "palette"} or not isinstance(classes, list) or not isinstance(palette, list):
+        raise ValueError("'dataset_meta' has to be lists of classes and palette")
+    if not all(isinstance(name, str) and name.isprintable() and len(name) <= 200 for name in classes):
+        raise ValueError("'dataset_meta' has a class whose name is not printable, or longer than 200 characters")
+    for colour in palette:
+        levels = colour if isinstance(colour, list) else ()
+        if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
+            raise ValueError("'dataset_meta' has a colour that is not three integers in 0..255")
+    most = max(_numbers_of_classes(model_config), default=0)
+    if len(classes) < most or len(palette) not in (0, len(classes)):
+        counts = f"{len(classes)} names and {len(palette)} colours"
+        raise ValueError(f"'dataset_meta' has {counts}; expected as many as num_classes={most}")
+    known = dict(classes=tuple(classes))
+    return known | dict(palette=[tuple(colour) for colour in palette]) if palette else known
+
+
+def _numbers_of_classes(value: Any) -> Iterator[int]:
+    """Yield each ``num_classes`` in a model's config."""
+    if isinstance(value, dict):
+        if isinstance(value.get("num_classes"), int):
+            yield value["num_classes"]
+        value = list(value.values())
+    for child in value if isinstance(value, (list, tuple)) else ():
+        yield from _numbers_of_classes(child)
+
+
+def _describe_pipeline(config: Any, kind: str) -> list[dict[str, Any]] | None:
+    """Return the transforms of test images (of validation images, if there are none), without those of annotations."""
+    loader = config.get("test_dataloader") or config.get("val_dataloader")
+    pipeline = inner_dataset(loader["dataset"]).get("pipeline") if loader else None
+    if not pipeline:
+        return None
+    kept = [_plain(transform) for transform in pipeline if transform["type"] not in _TRAINING_TRANSFORMS]
+    _check_pipeline(_decoded(kept), kind)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    """Return a config as JSON can hold it, without training and file access; classes become their names."""
+    if isinstance(value, dict):
+        # Configs that inherit from mmdet's have its scope in them, in which models are built here anyway.
+        kept = {key: child for key, child in value.items() if (key, child) != ("_scope_", "mmdet")}
+        return {key: _plain(child) for key, child in kept.items() if key not in _LEFT_OUT}
+    if isinstance(value, tuple):
+        return {_TUPLE: [_plain(child) for child in value]}
+    if isinstance(value, list):
+        return [_plain(child) for child in value]
+    return value.__name__ if isinstance(value, type) else value
+
+
+def _decoded(value: Any) -> Any:
+    """Return what :func:`_plain` was given, tuples included."""
+    if isinstance(value, dict):
+        if value.keys() == {_TUPLE} and isinstance(value[_TUPLE], list):
+            return tuple(map(_decoded, value[_TUPLE]))
+        return {key: _decoded(child) for key, child in value.items()}
+    return [_decoded(child) for child in value] if isinstance(value, list) else value

@@ -1,0 +1,657 @@
+"""Packed detectors and classifiers: export, predictions, evaluation, and files that want to do harm."""
+
+import copy
+import io
+import json
+import pickle
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+from rich.console import Console
+from safetensors import safe_open
+
+import mmbivit
+from mmbivit.apis import (
+    classify,
+    classify_packed,
+    detect_packed,
+    evaluate,
+    evaluation_config,
+    export_packed,
+    export_table,
+    load_config,
+    packed_kind,
+    predict,
+)
+from mmbivit.apis.packed import load_into, use_packed_backbone
+from mmbivit.apis.packed_config import describe_detector, detector_builder
+from mmbivit.deploy import PackedSwinTransformer, load, pack, save
+from mmbivit.deploy.serialization import PackedFile, read_header
+from tests.tiny import CLASSES
+
+TOOLS = Path(__file__).parents[2] / "tools" / "deployment"
+ARCHITECTURE = dict(embed_dims=8, depths=[1], num_heads=[1], hidden_dims=[8], si_hidden=None, scales=[0.3])
+ARCHITECTURE |= dict(out_indices=[0])
+
+
+def trained(config: Path, checkpoint: Path, classes: tuple[str, ...], scope: str) -> torch.nn.Module:
+    """Build the model of a config with random weights and statistics, and write its checkpoint as MMEngine does."""
+    generator = torch.Generator().manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(copy.deepcopy(load_config(config).model)).eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():  # thresholds too: at exactly 0 many signs hang on the order of sums
+            tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
+    model.dataset_meta = dict(classes=classes)
+    torch.save(dict(meta=dict(dataset_meta=model.dataset_meta), state_dict=model.state_dict()), checkpoint)
+    return model
+
+
+@pytest.fixture(scope="module")
+def detector(configs, tmp_path_factory) -> tuple[torch.nn.Module, Path]:
+    """A detector with a binary backbone, and its checkpoint."""
+    path = tmp_path_factory.mktemp("detector") / "detector.pth"
+    return trained(configs["binary"], path, ("person",), "mmdet"), path
+
+
+@pytest.fixture(scope="module")
+def classifier(classifier_configs, tmp_path_factory) -> tuple[torch.nn.Module, Path]:
+    """A classifier with a binary backbone, and its checkpoint."""
+    path = tmp_path_factory.mktemp("classifier") / "classifier.pth"
+    return trained(classifier_configs["binary"], path, CLASSES, "mmengine"), path
+
+
+@pytest.fixture(scope="module")
+def detector_file(configs, detector) -> Path:
+    """The packed file of the detector."""
+    path = detector[1].with_name("detector.safetensors")
+    export_packed(configs["binary"], detector[1], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier_file(classifier_configs, classifier) -> Path:
+    """The packed file of the classifier."""
+    path = classifier[1].with_name("classifier.safetensors")
+    export_packed(classifier_configs["binary"], classifier[1], path)
+    return path
+
+
+@pytest.fixture
+def images(coco) -> list[Path]:
+    return sorted((coco / "val2017").iterdir())
+
+
+def content(file: Path) -> tuple[dict[str, str], dict[str, list]]:
+    """Return metadata and tensors of a packed file; safetensors writes the first in any order."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    return metadata, {name: tensor.tolist() for name, tensor in safetensors.torch.load_file(file).items()}
+
+
+def changed(file: Path, folder: Path, tensors: dict | None = None, **metadata: object) -> Path:
+    """Write a packed file again with other metadata, given as JSON values."""
+    with safe_open(file, "pt") as opened:
+        old = opened.metadata()
+    new = old | {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    state = safetensors.torch.load_file(file) | (tensors or {})
+    safetensors.torch.save_file(state, folder / "changed.safetensors", new)
+    return folder / "changed.safetensors"
+
+
+# Export
+
+
+@pytest.mark.parametrize("kind", ["detector", "classifier"])
+def test_export_reports_sizes_and_what_the_file_computes(
+    kind, configs, classifier_configs, detector, classifier, tmp_path
+):
+    config = dict(detector=configs, classifier=classifier_configs)[kind]["binary"]
+    model, checkpoint = dict(detector=detector, classifier=classifier)[kind]
+    whole = export_packed(config, checkpoint, tmp_path / "whole.safetensors")
+    part = export_packed(config, checkpoint, tmp_path / "part.safetensors", backbone_only=True)
+
+    assert (whole.kind, part.kind) == (kind, "backbone")
+    assert max(whole.difference, part.difference) < 1e-5  # float32 sums in another order
+    state, packed = model.state_dict(), pack(model.backbone).state_dict()
+    assert whole.float_bytes == sum(tensor.nbytes for tensor in state.values())
+    assert whole.float_backbone_bytes == sum(tensor.nbytes for tensor in model.backbone.state_dict().values())
+    packed_bytes = sum(tensor.nbytes for tensor in packed.values())
+    assert whole.packed_backbone_bytes == part.packed_backbone_bytes == part.packed_bytes == packed_bytes
+    assert whole.packed_bytes - packed_bytes == whole.float_bytes - whole.float_backbone_bytes
+    for export, name in ((whole, "whole"), (part, "part")):
+        size = (tmp_path / f"{name}.safetensors").stat().st_size
+        assert export.file_bytes == size > export.packed_bytes
+
+    rest = safetensors.torch.load_file(tmp_path / "whole.safetensors")
+    for name, tensor in state.items():
+        if not name.startswith("backbone."):
+            assert torch.equal(rest[name], tensor)
+    console = Console(width=100, file=io.StringIO())
+    console.print(export_table(whole))
+    text = console.file.getvalue()
+    assert f"{whole.difference:.1e}" in text
+    assert ("neck and heads" in text) == (kind == "detector")
+
+
+def test_backbone_only_file_is_the_backbone(configs, detector, tmp_path):
+    export_packed(configs["binary"], detector[1], tmp_path / "part.safetensors", backbone_only=True)
+    loaded = load(tmp_path / "part.safetensors")
+    assert type(loaded) is PackedSwinTransformer
+    inputs = torch.randn(1, 3, 40, 64)
+    for a, b in zip(loaded(inputs), pack(detector[0]).backbone(inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_exports_that_cannot_be_are_named(
+    configs, classifier_configs, detector, classifier, float_checkpoint, tmp_path
+):
+    out, (model, checkpoint) = tmp_path / "out.safetensors", detector
+
+    def refuse(message, config=configs["binary"], file=checkpoint, error=ValueError, to=out, **options):
+        with pytest.raises(error, match=message) as caught:
+            export_packed(config, file, to, **options)
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+
+    state = model.state_dict()
+    torch.save(dict(state_dict=state | {"backbone.training_stage": torch.tensor(1)}), tmp_path / "stage1.pth")
+    torch.save(dict(state_dict={k: v for k, v in state.items() if "mask_head" not in k}), tmp_path / "no_mask.pth")
+    refuse("in training stage 1; train on to stage 2", file=tmp_path / "stage1.pth")
+    refuse(r"tensors are missing in it, first roi_head.mask_head.*not a backbone", file=tmp_path / "no_mask.pth")
+    refuse("is of a float network, the config's is binary", file=float_checkpoint)
+    refuse("does not fit the config's model: ", file=classifier[1])
+    refuse("does not fit the config's model: ", config=classifier_configs["binary"])
+    refuse("float|LayerNorm", config=configs["float"], file=float_checkpoint)
+    refuse(r"out.pth: .* ends in .safetensors", to=tmp_path / "out.pth")
+    refuse("in.safetensors is packed already", file="in.safetensors")
+    refuse("checkpoint no.pth does not exist", file="no.pth", error=FileNotFoundError)
+    refuse("config no.py does not exist", config="no.py", error=FileNotFoundError)
+    option = {"test_dataloader.dataset.pipeline": [dict(type="LoadImageFromFile"), dict(type="Albu", transforms=[])]}
+    refuse("a transform of test images is 'Albu'; a packed detector may have LoadImage", cfg_options=option)
+    refuse("model.test_cfg has the key 'teacher_url'", cfg_options={"model.test_cfg.teacher_url": 1})
+    with pytest.raises(ValueError, match=r"a detector is saved with its config: save\(packed, path, config\)"):
+        save(pack(model), out)
+
+
+# What comes back
+
+
+def test_packed_detector_comes_back_to_the_last_bit(configs, detector, detector_file, images, tmp_path):
+    from mmdet.apis import inference_detector
+
+    packed, loaded = pack(detector[0]), load(detector_file)
+    assert not loaded.training
+    assert loaded.dataset_meta == dict(classes=("person",), palette=[(220, 20, 60)])  # COCO's colour
+    packed.cfg = load_config(configs["binary"])
+    for image in images:
+        before, after = (inference_detector(model, str(image)).pred_instances for model in (packed, loaded))
+        assert len(before) >= 3
+        for name in ("bboxes", "scores", "labels", "masks"):
+            assert torch.equal(before[name], after[name])
+    save(loaded, tmp_path / "again.safetensors", loaded.cfg)
+    assert content(tmp_path / "again.safetensors") == content(detector_file)
+
+
+def test_packed_classifier_comes_back_to_the_last_bit(classifier_configs, classifier, classifier_file, tmp_path):
+    packed, loaded = pack(classifier[0]), load(classifier_file)
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        before, after = (model.test_step(dict(inputs=pixels)) for model in (packed, loaded))
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a["pred_scores"], b["pred_scores"])
+        assert torch.equal(a["pred_labels"], b["pred_labels"])
+        assert a["pred_names"] == b["pred_names"]
+    save(packed, tmp_path / "no_config.safetensors")
+    assert load(tmp_path / "no_config.safetensors").cfg.test_dataloader is None
+    save(packed, tmp_path / "again.safetensors", load_config(classifier_configs["binary"]))
+    assert content(tmp_path / "again.safetensors") == content(classifier_file)
+
+
+def test_file_says_what_it_holds(detector_file, classifier_file):
+    detector, classifier = read_header(detector_file), read_header(classifier_file)
+    assert (detector.kind, classifier.kind) == ("detector", "classifier")
+    assert detector.model["type"] == "MaskRCNN"
+    assert detector.model.keys().isdisjoint(("backbone", "train_cfg"))
+    assert "init_cfg" not in json.dumps(detector.model)
+    assert [transform["type"] for transform in detector.pipeline] == ["LoadImageFromFile", "Resize", "PackDetInputs"]
+    assert classifier.model["num_classes"] == 3
+    np.testing.assert_allclose(classifier.model["data_preprocessor"]["mean"], (0.485, 0.456, 0.406), rtol=1e-6)
+    assert classifier.pipeline == [dict(type="mmbivit.TimmTransform", input_size=32)]
+    assert classifier.dataset_meta == dict(classes=list(CLASSES))
+    for header in (detector, classifier):
+        assert header.mmbivit_version == mmbivit.__version__
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask_rcnn_sibivit_swin_t",
+        "cascade_mask_rcnn_sibivit_swin_t",
+        "retinanet_sibivit_swin_t",
+        "digits/mask_rcnn_sibivit",
+        "mmdet::atss/atss_r50_fpn_1x_coco.py",
+        "mmdet::gfl/gfl_r50_fpn_1x_coco.py",
+        "mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py",
+        "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
+    ],
+)
+def test_detectors_of_the_configs_are_on_the_lists(name):
+    cfg = get_config(name) if name.startswith("mmdet::") else mmbivit.get_config(name)
+    described = json.loads(json.dumps(describe_detector(torch.nn.Module(), cfg)))
+    header = PackedFile(Path("x"), "detector", "0", ARCHITECTURE, **described, tensors={})
+    with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
+        built = detector_builder(header)()
+        cfg.model.backbone = dict(ARCHITECTURE, type="mmbivit.PackedSwinTransformer")
+        expected = MODELS.build(cfg.model)
+    shapes = {key: value.shape for key, value in expected.state_dict().items()}
+    assert {key: value.shape for key, value in built.state_dict().items()} == shapes
+    assert len(shapes) > 50
+    assert built.test_cfg == expected.test_cfg
+    assert built.cfg.test_dataloader.dataset.pipeline[0].type == "LoadImageFromFile"
+
+
+# Predictions
+
+
+def test_packed_detector_draws_and_writes_what_the_simulated_one_detects(
+    configs, detector, detector_file, images, tmp_path
+):
+    cv2.imwrite(str(tmp_path / "grey.jpg"), np.full((70, 50), 90, np.uint8))
+    images = [*images, tmp_path / "grey.jpg"]
+    simulated = predict(configs["binary"], detector[1], images, tmp_path / "simulated")
+    written = detect_packed(detector_file, images, tmp_path / "packed", score_thr=0.1, batch_size=2)
+    assert [file.name for file in written] == [f"{image.stem}.json" for image in images]
+    for image, a, b in zip(images, simulated, written, strict=True):
+        a, b = (json.loads(file.read_text()) for file in (a, b))
+        assert a["labels"] == b["labels"]
+        np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)  # float32 sums in another order
+        np.testing.assert_allclose(a["bboxes"], b["bboxes"], atol=1e-2)
+        assert len(b["masks"]) == len(b["scores"]) >= 1
+        picture = cv2.imread(str(tmp_path / "packed" / "vis" / image.name))
+        assert picture.shape == cv2.imread(str(image)).shape
+
+
+def test_packed_classifier_gives_what_the_simulated_one_does(
+    classifier_configs, classifier, classifier_file, image_folders, tmp_path
+):
+    folder = image_folders / "val" / "red"
+    simulated = classify(classifier_configs["binary"], classifier[1], [folder])
+    results = classify_packed(classifier_file, [folder], tmp_path, batch_size=2)
+    for a, b in zip(simulated, results, strict=True):
+        assert (a["img_path"], a["labels"], a["names"]) == (b["img_path"], b["labels"], b["names"])
+        np.testing.assert_allclose(a["scores"], b["scores"], rtol=1e-4)
+        assert json.loads((tmp_path / "preds" / f"{Path(b['img_path']).stem}.json").read_text()) == b
+    (best,) = classify_packed(classifier_file, [folder / "red_0.png"], topk=1)
+    assert best["labels"] == results[0]["labels"][:1]
+
+
+def test_bad_input_of_predictions_is_named(
+    configs, classifier_configs, detector_file, classifier_file, classifier, images, tmp_path
+):
+    for function, file in ((detect_packed, classifier_file), (classify_packed, detector_file)):
+        with pytest.raises(ValueError, match="is a packed (classifier|detector); expected a packed (detector|class)"):
+            function(file, images, tmp_path)
+    with pytest.raises(ValueError, match="--out-dir DIR is needed"):
+        detect_packed(detector_file, images)
+    with pytest.raises(ValueError, match="--batch-size 0"):
+        detect_packed(detector_file, images, tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="--topk 0"):
+        classify_packed(classifier_file, images, topk=0)
+    with pytest.raises(FileNotFoundError, match="packed file no.safetensors does not exist"):
+        detect_packed("no.safetensors", images, tmp_path)
+    with pytest.raises(FileNotFoundError, match="image no.png does not exist"):
+        detect_packed(detector_file, ["no.png"], tmp_path)
+    save(pack(classifier[0]), tmp_path / "no_config.safetensors")
+    with pytest.raises(ValueError, match="has no transforms of test images; export it with a config"):
+        classify_packed(tmp_path / "no_config.safetensors", images)
+    for function, config in ((predict, configs), (classify, classifier_configs)):
+        with pytest.raises(
+            ValueError, match="needs no config: python tools/deployment/predict_packed.py x.safetensors"
+        ):
+            function(config["binary"], "x.safetensors", images)
+
+
+def test_kind_decides_on_options(detector_file, classifier_file, classifier, tmp_path):
+    assert packed_kind(detector_file, detector_score_thr=0.1, classifier_topk=None) == "detector"
+    assert packed_kind(classifier_file, detector_score_thr=None, classifier_topk=2) == "classifier"
+    with pytest.raises(ValueError, match="--topk is for classifiers, and .* is of a detector"):
+        packed_kind(detector_file, detector_score_thr=None, classifier_topk=2)
+    with pytest.raises(ValueError, match="--score-thr is for detectors, and .* is of a classifier"):
+        packed_kind(classifier_file, detector_score_thr=0.0, classifier_topk=None)
+    save(pack(classifier[0].backbone), tmp_path / "backbone.safetensors")
+    with pytest.raises(ValueError, match="is of a backbone alone, which predicts nothing; export the whole model"):
+        packed_kind(tmp_path / "backbone.safetensors")
+
+
+# Evaluation
+
+
+@pytest.fixture
+def tested(configs, classifier_configs, tmp_path):
+    """Evaluate a checkpoint or a packed file on the tiny test data; returns metrics and predictions."""
+
+    def run(checkpoint: Path, name: str = "detector", **options: object) -> tuple[dict, list]:
+        cfg_options = {"experiment_name": f"{tmp_path.name}_{checkpoint.suffix}"} | options.pop("cfg_options", {})
+        config = dict(detector=configs, classifier=classifier_configs)[name]["binary"]
+        options = dict(work_dir=str(tmp_path / "work"), cfg_options=cfg_options) | options
+        out = tmp_path / f"{checkpoint.stem}{checkpoint.suffix}.pkl"
+        metrics = evaluate(evaluation_config(config, checkpoint, **options), out=out)
+        return metrics, pickle.loads(out.read_bytes())
+
+    return run
+
+
+@pytest.fixture
+def detected(coco, configs, detector, images, tmp_path) -> Path:
+    """Annotations that a random detector gets right: what the simulated one detects, all but the best."""
+    from mmdet.apis import inference_detector
+
+    truth = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
+    model = copy.copy(detector[0])
+    model.cfg = load_config(configs["binary"])
+    truth["annotations"] = []
+    for image, file in zip(truth["images"], images, strict=True):
+        for x1, y1, x2, y2 in inference_detector(model, str(file)).pred_instances.bboxes[1:].tolist():
+            box, corners = [x1, y1, x2 - x1, y2 - y1], [x1, y1, x2, y1, x2, y2, x1, y2]
+            new = dict(id=len(truth["annotations"]) + 1, image_id=image["id"], category_id=1, iscrowd=0)
+            truth["annotations"].append(new | dict(bbox=box, area=box[2] * box[3], segmentation=[corners]))
+    (tmp_path / "detected.json").write_text(json.dumps(truth))
+    return tmp_path / "detected.json"
+
+
+def test_average_precision_is_that_of_the_simulated_detector(tested, detector, detector_file, detected):
+    options = {"test_evaluator.ann_file": str(detected)}
+    (simulated, before), (packed, after) = (tested(file, cfg_options=options) for file in (detector[1], detector_file))
+    assert packed == simulated
+    assert 0.4 < packed["coco/bbox_mAP"] < 1
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a["pred_instances"]["scores"], b["pred_instances"]["scores"], atol=1e-4)
+    # The model is the config's: its settings count.
+    metrics, few = tested(detector_file, cfg_options={"model.test_cfg.rcnn.max_per_img": 1, "experiment_name": "few"})
+    assert [len(prediction["pred_instances"]["scores"]) for prediction in few] == [1, 1]
+    assert metrics.keys() == packed.keys()
+
+
+def test_accuracy_is_that_of_the_simulated_classifier(tested, classifier, classifier_file):
+    (simulated, before), (packed, after) = (tested(file, "classifier") for file in (classifier[1], classifier_file))
+    assert packed == simulated
+    for a, b in zip(before, after, strict=True):
+        assert a["pred_names"] == b["pred_names"]
+        np.testing.assert_allclose(a["pred_scores"], b["pred_scores"], rtol=1e-4)
+
+
+def test_model_of_another_config_is_named(classifier_configs, classifier_file):
+    packed = load(classifier_file)
+    cfg = load_config(classifier_configs["binary"], {"model.num_classes": 4})
+    use_packed_backbone(cfg, packed)
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        model = MODELS.build(cfg.model)
+    with pytest.raises(ValueError, match="classifier.safetensors does not fit the config's model: .*4") as caught:
+        load_into(model, packed, classifier_file)
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_file, detector, tmp_path):
+    def refuse(message, file=detector_file, name="detector", **options):
+        with pytest.raises(ValueError, match=message) as caught:
+            tested(file, name, **options)
+        assert "\n" not in str(caught.value)
+
+    save(pack(detector[0].backbone), tmp_path / "backbone.safetensors")
+    refuse("is a packed backbone; expected a packed detector", tmp_path / "backbone.safetensors")
+    refuse("is a packed backbone; expected a packed classifier", tmp_path / "backbone.safetensors", "classifier")
+    refuse("is a packed classifier; expected a packed detector", classifier_file)
+    refuse("--tta is for checkpoints of training", tta=True)
+    refuse("--launcher pytorch: .* is packed", launcher="pytorch")
+    refuse("--cfg-options model.backbone.mlp_ratio: ", cfg_options={"model.backbone.mlp_ratio": 4})
+    with pytest.raises(FileNotFoundError, match=r"checkpoint no.safetensors does not exist"):
+        tested(Path("no.safetensors"))
+
+
+# Files that want to do harm
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch) -> Path:
+    """A file that nothing may write; modules that would write it, if they were imported, can be found."""
+    folder, path = tmp_path / "modules", tmp_path / "marker"
+    (folder / "trap_scope").mkdir(parents=True)
+    code = f"open({str(path)!r}, 'w')\ndef make(**_): pass\n"
+    for name in ("trap.py", "trap_scope/registry.py", "trap_scope/__init__.py"):
+        (folder / name).write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    yield path
+    for name in [name for name in sys.modules if name.startswith("trap")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        dict(type="os.system", command="touch MARKER"),
+        dict(type="trap.make"),
+        dict(type="trap"),
+        dict(type="trap_scope.Any"),
+        dict(type="Linear", in_features=1, out_features=1, _scope_="trap_scope"),
+    ],
+)
+def test_registries_do_run_what_such_files_name(marker, cfg):
+    """The attacks below are real: without our checks each of these runs code."""
+    cfg = {key: value.replace("MARKER", str(marker)) if isinstance(value, str) else value for key, value in cfg.items()}
+    try:
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            MODELS.build(Config(cfg))
+    except Exception:  # after the deed
+        pass
+    assert marker.exists()
+
+
+ATTACKS = [
+    ("type", "os.system"),
+    ("type", "trap"),
+    ("type", "mmdet.os.system"),
+    ("type", "mmcv.ops"),
+    ("type", "FPN"),
+    ("type", "torch.hub.load"),
+    ("type", ["os.system"]),
+    ("type", None),
+    ("type", "Detectron2Wrapper"),
+    ("type", "LAD"),
+    ("type", "KnowledgeDistillationSingleStageDetector"),
+    ("type", "GLIP"),
+    ("type", "SoftTeacher"),
+    ("neck", dict(type="os.system", command="touch MARKER")),
+    ("neck", dict(type="subprocess.Popen", args=["touch", "MARKER"])),
+    ("neck", dict(type="builtins.exec", object="open('MARKER', 'w')")),
+    ("neck", dict(type="trap.make")),
+    ("neck", dict(type="trap_scope.Any")),
+    ("neck", dict(type="mmengine.trap")),
+    ("neck", [dict(type="FPN"), dict(type="trap.make")]),
+    ("neck", dict(type="FPN", in_channels=[8], out_channels=8, num_outs=1, _scope_="trap_scope")),
+    ("neck._scope_", "trap_scope"),
+    ("neck._delete_", True),
+    ("neck.init_cfg", dict(type="Pretrained", checkpoint="https://unreachable.invalid/x.pth")),
+    ("neck.upsample_cfg", dict(mode="trap")),
+    ("neck.conv_cfg", dict(type="trap")),
+    ("neck.norm_cfg", dict(type="BN", layer=dict(type="trap.make"))),
+    ("neck.in_channels", ["MARKER"]),
+    ("neck.num_outs", float(10**7)),
+    ("init_cfg", dict(type="Pretrained", checkpoint="MARKER")),
+    ("pretrained", "torchvision"),
+    ("custom_imports", dict(imports=["trap"])),
+    ("backbone", dict(type="trap.make")),
+    ("teacher_ckpt", "weights"),
+    ("teacher_config", "config"),
+    ("language_model", dict(type="BertModel", name="bert")),
+    ("rpn_head.type", "ATSSVLFusionHead"),
+    ("rpn_head.anchor_generator.type", "trap"),
+    ("rpn_head.anchor_generator.type", "Linear"),
+    ("rpn_head.bbox_coder", dict(type="AppearanceFreeLink", checkpoint="MARKER")),
+    ("rpn_head.bbox_coder", dict(type="CameraMotionCompensation", warp_mode="MARKER")),
+    ("roi_head.bbox_roi_extractor.roi_layer.type", "nms"),
+    ("roi_head.shared_head", dict(type="mmdet.ResNet", depth=50)),
+    ("roi_head.bbox_head", dict(type="BertModel", name="bert")),
+    ("test_cfg.rcnn.nms.type", "__import__('os').system('touch MARKER')"),
+    ("test_cfg.rpn.nms.type", "eval"),
+    ("data_preprocessor.batch_augments", [dict(type="trap.make")]),
+    ("data_preprocessor.file_name", "x"),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), ATTACKS, ids=[f"{place}-{i}" for i, (place, _) in enumerate(ATTACKS)])
+def test_nothing_of_a_detector_file_runs(detector_file, marker, tmp_path, place, value):
+    value = json.loads(json.dumps(value).replace("MARKER", str(marker)))
+    model = copy.deepcopy(read_header(detector_file).model)
+    *parents, last = place.split(".")
+    node = model
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    file = changed(detector_file, tmp_path, model=model)
+    with pytest.raises(ValueError, match=r"changed.safetensors is (not loaded: |damaged, )") as caught:
+        load(file)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+    assert not any(name.startswith("trap") for name in sys.modules)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        dict(model=dict(__tuple__=[dict(type="trap.make")])),
+        dict(pipeline=[dict(__tuple__=[dict(type="trap.make")])]),
+        dict(pipeline=[dict(type="os.system", command="MARKER")]),
+        dict(pipeline=[dict(type="LoadImageFromFile", backend_args=dict(backend="http"))]),
+        dict(pipeline=[dict(type="LoadImageFromFile", imdecode_backend="trap")]),
+        dict(pipeline=[dict(type="LoadImageFromFile", _scope_="trap_scope")]),
+        dict(pipeline=[dict(type="Albu", transforms=[dict(type="trap.make")])]),
+        dict(pipeline=[dict(type="Resize", scale=[10**6, 10**6])]),
+        dict(pipeline=[dict(type="Pad", pad_val=dict(type="FPN"))]),
+        dict(pipeline=[dict(type="mmbivit.TimmTransform")]),
+        dict(pipeline=["Resize"]),
+        dict(dataset_meta=dict(classes="person")),
+        dict(dataset_meta=dict(classes=[1])),
+        dict(dataset_meta=dict(classes=[])),
+        dict(dataset_meta=dict(classes=["\x1b[2Jgone"])),
+        dict(dataset_meta=dict(classes=["person"], palette=[[1, 2]])),
+        dict(dataset_meta=dict(classes=["person"], palette=[[1, 2, 300]])),
+        dict(dataset_meta=dict(classes=["person"], palette=[[1, 2, 3]] * 2)),
+        dict(dataset_meta=dict(classes=["person"], classes_file="MARKER")),
+    ],
+)
+def test_nothing_of_transforms_and_names_runs(detector_file, marker, tmp_path, entry):
+    entry = json.loads(json.dumps(entry).replace("MARKER", str(marker)))
+    with pytest.raises(ValueError, match="changed.safetensors is not loaded: "):
+        load(changed(detector_file, tmp_path, **entry))
+    assert not marker.exists()
+    assert not any(name.startswith("trap") for name in sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(type="os.system"), "has to have num_classes, topk, mean and std only"),
+        (dict(init_cfg=dict(type="Pretrained", checkpoint="x")), "has to have num_classes"),
+        (dict(data_preprocessor=dict(type="trap.make", mean=[0], std=[1])), "has to have num_classes"),
+        (dict(data_preprocessor=dict(mean=["x"], std=[1])), "has to be numbers"),
+        (dict(data_preprocessor=dict(mean=1, std=[1])), "has to be numbers"),
+        (dict(data_preprocessor=dict(mean=[0.5], std=[0])), "its classifier cannot be built"),
+        (dict(topk="5"), "has to be numbers"),
+        (dict(topk=0), "its classifier cannot be built, .*topk=0"),
+        (dict(num_classes=10**6), "has 3 names and 0 colours; expected as many as num_classes=1000000"),
+    ],
+)
+def test_nothing_of_a_classifier_file_runs(classifier_file, marker, tmp_path, change, message):
+    model = read_header(classifier_file).model | change
+    with pytest.raises(ValueError, match=message):
+        load(changed(classifier_file, tmp_path, model=model))
+    assert not marker.exists()
+
+
+def test_heads_of_other_sizes_are_refused_before_they_are_built(detector_file, classifier_file, tmp_path):
+    model = copy.deepcopy(read_header(detector_file).model)
+    model["roi_head"]["bbox_head"]["fc_out_channels"] = 10**6  # would be 4 TB
+    with pytest.raises(ValueError, match=r"'roi_head.bbox_head.*' is F32 .*, expected F32 \[.*1000000"):
+        load(changed(detector_file, tmp_path, model=model))
+    model = copy.deepcopy(read_header(detector_file).model)
+    model["roi_head"]["mask_head"]["num_convs"] = 10**6
+    with pytest.raises(ValueError, match="describes more layers than it has tensors for"):
+        load(changed(detector_file, tmp_path, model=model))
+    tensors = {"head.weight": torch.zeros(3, 17)}
+    with pytest.raises(ValueError, match=r"'head.weight' is F32 \[3, 17\], expected F32 \[3, 16\]"):
+        load(changed(classifier_file, tmp_path, tensors))
+    with pytest.raises(ValueError, match="lacks .* tensors, first 'head.bias'"):
+        classifier = read_header(classifier_file)
+        entries = dict(kind="classifier", model=classifier.model, dataset_meta=classifier.dataset_meta, pipeline=[])
+        load(changed(detector_file, tmp_path, **entries))
+
+
+# The tools
+
+
+@pytest.mark.parametrize(
+    ("tool", "args", "code", "message"),
+    [
+        ("export_packed.py", ["{config}", "{checkpoint}", "{out}.safetensors"], 0, ""),
+        ("export_packed.py", ["{config}", "{checkpoint}", "{out}.pth"], 1, "error: OUT .*out.pth: .* .safetensors"),
+        ("export_packed.py", ["{config}", "no.pth", "{out}.safetensors"], 1, "error: checkpoint no.pth does not exist"),
+        ("export_packed.py", ["{config}"], 2, "error: the following arguments are required"),
+        ("export_packed.py", ["c", "x", "o", "--cfg-options", "a"], 2, "expected KEY=VALUE, got 'a'"),
+        ("predict_packed.py", ["{detector}", "{image}", "--out-dir", "{out}", "--batch-size", "1"], 0, ""),
+        ("predict_packed.py", ["{classifier}", "{image}", "--topk", "2"], 0, ""),
+        ("predict_packed.py", ["no.safetensors", "{image}"], 1, "error: packed file no.safetensors does not exist"),
+        ("predict_packed.py", ["{checkpoint}", "{image}"], 1, "error: .*detector.pth is no packed file.*of PyTorch"),
+        ("predict_packed.py", ["{detector}", "{image}"], 1, "error: --out-dir DIR is needed"),
+        ("predict_packed.py", ["{detector}", "{image}", "--topk", "1"], 1, "error: --topk is for classifiers"),
+        (
+            "predict_packed.py",
+            ["{classifier}", "{image}", "--score-thr", "0"],
+            1,
+            "error: --score-thr is for detectors",
+        ),
+        ("predict_packed.py", ["{classifier}", "no.png"], 1, "error: image no.png does not exist"),
+        ("predict_packed.py", ["{classifier}", "{config}"], 1, "error: .*tiny_binary.py is no image"),
+    ],
+)
+def test_tools_end_in_results_or_one_line(
+    monkeypatch, capsys, configs, detector, detector_file, classifier_file, images, tmp_path, tool, args, code, message
+):
+    places = dict(config=configs["binary"], checkpoint=detector[1], detector=detector_file, classifier=classifier_file)
+    args = [arg.format(**places, image=images[0], out=tmp_path / "out") for arg in args]
+    assert call(monkeypatch, tool, *args) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    if code:
+        assert re.search(message, err.strip().splitlines()[-1])
+        return
+    if tool == "export_packed.py":
+        assert f"Wrote the packed detector to {tmp_path}/out.safetensors." in out
+        assert content(tmp_path / "out.safetensors") == content(detector_file)
+    elif "--topk" in args:
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+        assert [row[:2] for row in rows] == [[str(images[0]), "1"], [str(images[0]), "2"]]
+    else:
+        assert f"Wrote 1 pictures to {tmp_path}/out/vis and their detections to {tmp_path}/out/preds." in out
+        assert [path.name for path in (tmp_path / "out" / "vis").iterdir()] == [images[0].name]
+
+
+def call(monkeypatch, tool: str, *args: str) -> int:
+    """Run a tool in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", [tool, *args])
+    monkeypatch.delenv("MMBIVIT_DEBUG", raising=False)
+    try:
+        runpy.run_path(str(TOOLS / tool), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    return 0
