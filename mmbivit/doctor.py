@@ -36,6 +36,7 @@ def diagnose() -> Report:
         ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("device", _device()),
         ("mmcv operators", operators),
+        ("packed networks", _packed_kernels()),
     )
     if operator_problem:
         problems.append(operator_problem)
@@ -81,6 +82,16 @@ def _device() -> str:
             f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
         )
     return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+def _packed_kernels() -> str:
+    try:
+        from mmbivit.deploy import kernels
+    except Exception as error:  # torch or safetensors are missing or broken, which is reported above
+        return f"unknown: mmbivit.deploy cannot be imported ({error})"
+    if kernels.available_paths() == (kernels.REFERENCE,):
+        return "slow torch reference: no native kernels; install mmbivit again where there is a C++ compiler"
+    return f"native kernels, {kernels.active_path()} of {', '.join(kernels.available_paths())}"
 
 
 def _mmcv_operators() -> tuple[str, Problem | None]:

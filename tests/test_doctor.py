@@ -139,3 +139,13 @@ def test_options_are_refused(capsys):
     assert doctor.main(["--help"]) == 0
     assert doctor.main(["--fix"]) == 2
     assert "usage" in capsys.readouterr().out
+
+
+def test_tells_how_packed_networks_run(monkeypatch):
+    from mmbivit.deploy import kernels
+
+    facts = dict(doctor.diagnose().facts)
+    assert kernels.available_paths()[0] in facts["packed networks"]
+    monkeypatch.setattr(kernels.Kernels, "_load", staticmethod(lambda: None))
+    monkeypatch.setattr(kernels, "KERNELS", kernels.Kernels())
+    assert "no native kernels; install mmbivit again" in dict(doctor.diagnose().facts)["packed networks"]
