@@ -43,6 +43,7 @@ def main() -> None:
         console.print(
             f"data                {out}/data\n"
             f"weights, logs       {out}/float, {out}/sibivit, {out}/logs\n"
+            f"packed detector     {out}/sibivit.safetensors\n"
             f"pictures            {out}/detections.png, {out}/predictions/*/vis\n"
             f"this table          {out}/table.txt",
             highlight=False,

@@ -1,4 +1,4 @@
-"""The demo: makes data, trains a float and a binary detector, evaluates both and draws what they see."""
+"""The demo: makes data, trains a float and a binary detector, packs that, evaluates all and draws what they see."""
 
 import json
 import os
@@ -58,12 +58,12 @@ class Step:
 
 
 def demo_steps(plan: DemoPlan, out: Path, tools: Path) -> list[Step]:
-    """Make the steps that train and evaluate both detectors.
+    """Make the steps that train and evaluate both detectors, and pack the binary one.
 
     Args:
         plan: how much to do.
         out: folder of everything the demo writes.
-        tools: folder with ``train.py`` and ``test.py``; the demo runs the commands that a user would type.
+        tools: folder with ``train.py``, ``test.py`` and ``deployment/``; the demo runs what a user would type.
     """
     data = out / "data"
 
@@ -71,35 +71,46 @@ def demo_steps(plan: DemoPlan, out: Path, tools: Path) -> list[Step]:
         make_digit_scenes(data, train=plan.train, val=plan.val)
 
     def command(name: str, *arguments: object) -> Callable[[Callable[[float, str], None]], None]:
-        line = [sys.executable, tools / name, *arguments, "--data-root", data]
+        line = [sys.executable, tools / name, *arguments]
         log = out / "logs" / f"{Path(name).stem}_{Path(str(arguments[0])).stem}.log"
         return lambda report: _run_logged([str(word) for word in line], log, report)
 
     float_config, binary_config = config_path(plan.float_config), config_path(plan.binary_config)
+    on_data = ("--data-root", data)
     teacher = ("--float-checkpoint", out / "float" / "last.pth")
+    binary, packed = out / "sibivit" / "last.pth", out / "sibivit.safetensors"
     return [
         Step("data", "Make the digit scenes", make_data),
         Step(
             "train_float",
             "Train the float Mask R-CNN",
-            _then_link(command("train.py", float_config, "--work-dir", out / "float", "--resume"), out / "float"),
+            _then_link(
+                command("train.py", float_config, "--work-dir", out / "float", "--resume", *on_data), out / "float"
+            ),
         ),
         Step(
             "train_binary",
             "Train SI-BiViT in two stages",
             _then_link(
-                command("train.py", binary_config, "--work-dir", out / "sibivit", "--resume", *teacher), out / "sibivit"
+                command("train.py", binary_config, "--work-dir", out / "sibivit", "--resume", *teacher, *on_data),
+                out / "sibivit",
             ),
         ),
         Step(
             "test_float",
             "Evaluate the float Mask R-CNN",
-            command("test.py", float_config, out / "float" / "last.pth", "--work-dir", out / "float_eval"),
+            command("test.py", float_config, out / "float" / "last.pth", "--work-dir", out / "float_eval", *on_data),
         ),
         Step(
             "test_binary",
             "Evaluate SI-BiViT",
-            command("test.py", binary_config, out / "sibivit" / "last.pth", "--work-dir", out / "sibivit_eval"),
+            command("test.py", binary_config, binary, "--work-dir", out / "sibivit_eval", *on_data),
+        ),
+        Step("pack", "Pack SI-BiViT", command("deployment/export_packed.py", binary_config, binary, packed)),
+        Step(
+            "test_packed",
+            "Evaluate the packed detector",
+            command("test.py", binary_config, packed, "--work-dir", out / "packed_eval", *on_data),
         ),
     ]
 

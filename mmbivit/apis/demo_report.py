@@ -15,6 +15,7 @@ from mmbivit import config_path
 from mmbivit.analysis import ModelSize, model_size
 from mmbivit.datasets import DigitScenes
 from mmbivit.datasets.scene_drawing import draw_instance
+from mmbivit.deploy import load
 
 from .config import load_config
 from .demo import DemoPlan
@@ -44,11 +45,11 @@ def detector_sizes(config: str) -> tuple[ModelSize, ModelSize]:
 
 
 def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
-    """Make the table of both detectors: AP, sizes and times."""
+    """Make the table of the detectors: AP, sizes and times."""
     table = Table(title=f"Digit scenes, {plan.val} validation images", caption="sizes: backbone / whole detector")
-    for column in ("", "float Mask R-CNN", "SI-BiViT"):
+    for column in ("", "float Mask R-CNN", "SI-BiViT", "SI-BiViT packed"):
         table.add_column(column, justify="right" if column else "left")
-    metrics = [read_metrics(out / f"{name}_eval") for name in ("float", "sibivit")]
+    metrics = [read_metrics(out / f"{name}_eval") for name in ("float", "sibivit", "packed")]
     for name in METRICS:
         table.add_row(name, *(f"{metric[name]:.3f}" for metric in metrics))
     sizes = [detector_sizes(config) for config in (plan.float_config, plan.binary_config)]
@@ -56,10 +57,13 @@ def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
     table.add_row("parameters", *(_pair(pair, "params", 1e6, "M") for pair in sizes))
     table.add_row("of them binary", *(_pair(pair, "binary_weights", 1e6, "M") for pair in sizes))
     table.add_row("weights as float32", *(_pair(pair, "float_bytes", 1e6, "MB") for pair in sizes))
-    table.add_row("weights as 1 bit", "-", _pair(sizes[1], "packed_bytes", 1e6, "MB"))
+    table.add_row("weights as 1 bit (counted)", "-", _pair(sizes[1], "packed_bytes", 1e6, "MB"))
+    packed = load(out / "sibivit.safetensors")
+    stored = (sum(tensor.nbytes for tensor in m.state_dict().values()) / 1e6 for m in (packed.backbone, packed))
+    table.add_row("in the packed file", "-", "-", " / ".join(f"{size:.2f}" for size in stored) + " MB")
     table.add_section()
-    for name in ("train", "test"):
-        times = (seconds[f"{name}_{kind}"] for kind in ("float", "binary"))
+    for name, kinds in (("train", ("float", "binary")), ("test", ("float", "binary", "packed"))):
+        times = (seconds[f"{name}_{kind}"] for kind in kinds)
         table.add_row(f"{name} time", *(f"{time // 60:.0f} min {time % 60:.0f} s" for time in times))
     return table
 

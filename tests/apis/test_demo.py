@@ -1,17 +1,21 @@
 """The demo's machinery with steps that take no time; the demo itself runs in CI."""
 
+import copy
 import io
 import json
 import sys
 
 import numpy as np
 import pytest
+from mmengine.registry import MODELS, DefaultScope
 from pycocotools import mask as mask_utils
 from rich.console import Console
 
+from mmbivit import get_config
 from mmbivit.apis.demo import FULL, QUICK, Step, _run_logged, run_steps
 from mmbivit.apis.demo_report import draw_comparison, read_metrics, report_table
 from mmbivit.datasets import DigitScenes, make_digit_scenes
+from mmbivit.deploy import pack, save
 
 
 @pytest.fixture
@@ -65,20 +69,28 @@ def test_a_failing_command_is_named_with_its_log_and_its_last_lines(tmp_path):
 
 
 def test_table_has_the_newest_metrics_and_the_sizes(tmp_path, console):
-    for name, value in (("float", 0.25), ("sibivit", 0.5)):
+    for name, value in (("float", 0.25), ("sibivit", 0.5), ("packed", 0.5)):
         for day, box in (("20260101_000000", 0.0), ("20260102_000000", value)):
             metrics = {f"coco/{key}": box for key in ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")}
             folder = tmp_path / f"{name}_eval" / day
             folder.mkdir(parents=True)
             (folder / f"{day}.json").write_text(json.dumps(metrics))
     assert read_metrics(tmp_path / "float_eval")["box AP50"] == 0.25
-    seconds = dict(train_float=61.0, train_binary=125.0, test_float=3.0, test_binary=4.0)
+    seconds = dict(train_float=61.0, train_binary=125.0, test_float=3.0, test_binary=4.0, test_packed=2.0)
+    cfg = get_config(QUICK.binary_config)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = MODELS.build(copy.deepcopy(cfg.model))
+    save(pack(detector), tmp_path / "sibivit.safetensors", cfg)
     console.print(report_table(QUICK, tmp_path, seconds))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
-    table = {row[0]: row[1:] for row in rows if len(row) == 3}
-    assert table["mask AP50"] == ["0.250", "0.500"]
-    assert table["train time"] == ["1 min 1 s", "2 min 5 s"]
-    assert table["weights as 1 bit"][0] == "-" and table["of them binary"][0] == "0.00 / 0.00 M"
+    table = {row[0]: row[1:] for row in rows if len(row) == 4}
+    assert table["mask AP50"] == ["0.250", "0.500", "0.500"]
+    assert table["train time"][:2] == ["1 min 1 s", "2 min 5 s"] and table["test time"][2] == "0 min 2 s"
+    counted, stored = (table[name] for name in ("weights as 1 bit (counted)", "in the packed file"))
+    assert counted[0] == stored[0] == stored[1] == "-"
+    # what is stored has norms folded away and channels padded
+    assert abs(float(counted[1].split()[0]) - float(stored[2].split()[0])) < 0.1
+    assert table["of them binary"][0] == "0.00 / 0.00 M"
 
 
 def test_comparison_draws_a_column_a_scene_and_only_confident_detections(tmp_path):
