@@ -28,30 +28,46 @@ __all__ = [
 ]
 
 MOST_WINDOW_TOKENS = 31 * 31
+ELSEWHERE = -1  # in place of the address of a tensor that is not in the memory of the CPU
 
 
 # Checks. The native kernels derive every size from these shapes, so a wrong one must not get through.
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
-    """Raise unless a tensor has the shape and dtype and is contiguous; returns its address."""
+    """Raise unless a tensor has the shape and dtype and is contiguous; returns its address, if that is ours to read."""
     if tensor.shape != shape or tensor.dtype != dtype:
         raise ValueError(
             f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected {dtype} {shape} to fit the other arguments"
         )
     if not tensor.is_contiguous():
         raise ValueError(f"{name} is not contiguous; call .contiguous() first")
-    return tensor.data_ptr()
+    return tensor.data_ptr() if tensor.is_cpu else ELSEWHERE
 
 
 def _pair(name: str, tensor: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tuple[int, int]:
     """Check a ``(2, size)`` tensor; returns the addresses of both rows."""
     start = _check(name, tensor, (2, size), dtype)
-    return start, start + size * tensor.element_size()
+    return start, ELSEWHERE if start == ELSEWHERE else start + size * tensor.element_size()
 
 
 def _weight(name: str, weight: Tensor, n: int, k: int) -> int:
     return _check(name, weight, (_blocks(n), _words(k), LANES), torch.int32)
+
+
+def _positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}; allowed: 1 or more")
+
+
+def _native(x: Tensor, addresses: Sequence[int | None]) -> bool:
+    """Whether the native kernels compute on ``x``; raises if they should and an argument is on another device."""
+    if not kernels.KERNELS.native(x):
+        return False
+    if ELSEWHERE in addresses:
+        raise ValueError("the first argument is on the CPU and another one is not; move them to one device")
+    return True
 
 
 def _blocks(channels: int) -> int:
@@ -100,22 +116,23 @@ _define(
 def pack_affine(x: Tensor, affine: Tensor) -> Tensor:
     """``Sign(gain * x + shift)`` as bit rows: float32 ``(M, K) -> (M, ceil(K / 32))`` int32."""
     rows, k = x.shape
-    addresses = _check("x", x, (rows, k)), *_pair("affine", affine, _padded(k))
-    if not kernels.KERNELS.native(x):
+    args = _check("x", x, (rows, k)), *_pair("affine", affine, _padded(k))
+    if not _native(x, args):
         return reference.pack_affine(x, affine)
     out = x.new_empty(rows, _words(k), dtype=torch.int32)
-    kernels.KERNELS.call("pack", kernels.PackArgs(*addresses, out.data_ptr(), rows, k))
+    kernels.KERNELS.call("pack", kernels.PackArgs(*args, out.data_ptr(), rows, k))
     return out
 
 
 def binary_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:
     """Integer accumulators of bit rows ``(M, words)`` and a packed weight: int32 ``(M, n)``."""
+    _positive(k=k, n=n)
     rows = len(a)
-    addresses = _check("a", a, (rows, _words(k)), torch.int32), _weight("weight", weight, n, k)
-    if not kernels.KERNELS.native(a):
+    args = _check("a", a, (rows, _words(k)), torch.int32), _weight("weight", weight, n, k)
+    if not _native(a, args):
         return reference.binary_matmul(a, weight, k, n)
     out = a.new_empty(rows, n)
-    kernels.KERNELS.call("matmul", kernels.MatmulArgs(*addresses, out.data_ptr(), rows, k, n))
+    kernels.KERNELS.call("matmul", kernels.MatmulArgs(*args, out.data_ptr(), rows, k, n))
     return out
 
 
@@ -132,6 +149,7 @@ def binary_linear(
 
     ``RPReLU(scale * (Sign(gain * x + shift) . W) + bias) + add``; ``rprelu`` is ``(3, n padded)``: gamma, slope, zeta.
     """
+    _positive(n=n)
     rows, k = x.shape
     args = (
         _check("x", x, (rows, k)),
@@ -141,7 +159,7 @@ def binary_linear(
         None if rprelu is None else _check("rprelu", rprelu, (3, _padded(n))),
         None if add is None else _check("add", add, (rows, n)),
     )
-    if not kernels.KERNELS.native(x):
+    if not _native(x, args):
         return reference.binary_linear(x, in_affine, weight, out_affine, n, rprelu, add)
     out = x.new_empty(rows, n)
     kernels.KERNELS.call("linear", kernels.LinearArgs(*args, out.data_ptr(), rows, k, n))
@@ -152,6 +170,7 @@ def patch_merging(
     x: Tensor, in_affine: Tensor, weight: Tensor, out_affine: Tensor, height: int, width: int, n: int
 ) -> Tensor:
     """Binary patch merging: float32 ``(B, height * width, C) -> (B, ceil(height / 2) * ceil(width / 2), n)``."""
+    _positive(height=height, width=width, n=n)
     batch, _, channels = x.shape
     args = (
         _check("x", x, (batch, height * width, channels)),
@@ -159,7 +178,7 @@ def patch_merging(
         _weight("weight", weight, n, 4 * channels),
         *_pair("out_affine", out_affine, _padded(n)),
     )
-    if not kernels.KERNELS.native(x):
+    if not _native(x, args):
         return reference.patch_merging(x, in_affine, weight, out_affine, height, width, n)
     out = x.new_empty(batch, -(-height // 2) * -(-width // 2), n)
     kernels.KERNELS.call("merge", kernels.MergeArgs(*args, out.data_ptr(), batch, height, width, channels, n))
@@ -174,13 +193,14 @@ def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n:
         bias: ``(n padded)``.
         patch: pixels along a patch; images are padded with 0 to whole patches.
     """
+    _positive(patch=patch, n=n)
     batch, channels, height, width = images.shape
     args = (
         _check("images", images, (batch, channels, height, width)),
         _check("weight", weight, (channels * patch**2, _padded(n))),
         _check("bias", bias, (_padded(n),)),
     )
-    if not kernels.KERNELS.native(images):
+    if not _native(images, args):
         return reference.patch_embedding(images, weight, bias, patch, n)
     out = _fake_embedding(images, weight, bias, patch, n)
     kernels.KERNELS.call("embed", kernels.EmbedArgs(*args, out.data_ptr(), batch, channels, height, width, patch, n))
@@ -191,7 +211,7 @@ def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
     """``gain * x + shift`` as a map: float32 ``(B, height * width, C) -> (B, C, height, width)``."""
     batch, _, channels = x.shape
     args = _check("x", x, (batch, height * width, channels)), *_pair("affine", affine, _padded(channels))
-    if not kernels.KERNELS.native(x):
+    if not _native(x, args):
         return reference.feature_map(x, affine, height, width)
     out = _fake_map(x, affine, height, width)
     kernels.KERNELS.call("map", kernels.MapArgs(*args, out.data_ptr(), batch, height * width, channels))
@@ -199,7 +219,9 @@ def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
 
 
 def _check_layout(x: Tensor, layout: Sequence[int]) -> None:
-    height, width, window, shift = layout[:4]
+    if x.ndim != 3 or len(layout) != 5:
+        raise ValueError(f"x has {x.ndim} axes and layout {len(layout)} numbers; expected 3 and 5")
+    height, width, window, shift, _ = layout
     if x.shape[1] != height * width or min(height, width) < 1:
         raise ValueError(f"x has {x.shape[1]} tokens; layout says {height} x {width}")
     if not 0 <= shift < window or window**2 > MOST_WINDOW_TOKENS:
@@ -236,6 +258,7 @@ def window_attention_(
     _check_layout(x, layout)
     batch, tokens, channels = x.shape
     heads = len(position_bias)
+    _positive(channels=channels, heads=heads, head_dim=head_dim)
     inner = heads * _padded(head_dim)
     args = (
         _check("x", x, (batch, tokens, channels)),
@@ -248,7 +271,7 @@ def window_attention_(
         _weight("proj_weight", proj_weight, channels, inner),
         *_pair("proj_affine", proj_affine, _padded(channels)),
     )
-    if not kernels.KERNELS.native(x):
+    if not _native(x, args):
         reference.window_attention_(
             x, in_affine, padding, qkv_weight, qkv_thresholds, position_bias, value_ratio, proj_weight, proj_affine,
             layout, head_dim, step, margin,
@@ -281,6 +304,7 @@ def dual_branch_mlp_(
     """
     _check_layout(x, layout)
     batch, tokens, channels = x.shape
+    _positive(channels=channels, hidden=hidden)
     args = (
         _check("x", x, (batch, tokens, channels)),
         *_pair("in_affine", in_affine, _padded(channels)),
@@ -288,20 +312,22 @@ def dual_branch_mlp_(
         *_pair("fc1_thresholds", fc1_thresholds, _padded(hidden), torch.int32),
         _weight("fc2_weight", fc2_weight, channels, hidden),
         *_pair("fc2_affine", fc2_affine, _padded(channels)),
+        *(_check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 10),
     )
-    if not kernels.KERNELS.native(x):
+    if not _native(x, args):
         reference.dual_branch_mlp_(
             x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout
         )
         return
-    branch = _check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 10
-    kernels.KERNELS.call("mlp", kernels.MlpArgs(*args, *branch, batch, *layout, channels, hidden, si_hidden))
+    kernels.KERNELS.call("mlp", kernels.MlpArgs(*args, batch, *layout, channels, hidden, si_hidden))
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
+    if len(si) != 7 or not 1 <= hidden <= MOST_WINDOW_TOKENS:
+        raise ValueError(
+            f"si has {len(si)} tensors and si_hidden is {hidden}; expected 7, and 1 to {MOST_WINDOW_TOKENS}"
+        )
     affine, gamma, weight1, thresholds1, weight2, affine2, alpha = si
-    if hidden > MOST_WINDOW_TOKENS:
-        raise ValueError(f"si_hidden={hidden}; allowed: up to {MOST_WINDOW_TOKENS}")
     return [
         *_pair("si affine", affine, _padded(channels)),
         _check("si gamma", gamma, (tokens,)),
