@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RPReLU
-from mmbivit.deploy import PackedLinear, kernels
+from mmbivit.deploy import PackedLinear, kernels, operators, pack
 from mmbivit.deploy.packing import pack_signs, pack_weight, pad_channels, unpack_signs
-from tests.deploy.networks import randomise
+from tests.deploy.networks import binary_swin, randomise
 
 OPS = torch.ops.mmbivit
 WIDTHS = (1, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 288, 384, 1152, 3072)
@@ -134,6 +134,50 @@ def test_arguments_that_do_not_fit_are_refused(path, place, value, message):
     arguments[place] = value
     with pytest.raises(ValueError, match=message):
         OPS.binary_linear(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ([4, 4, 7, 3], "layout 4 numbers; expected 3 and 5"),
+        ([4, 5, 7, 3, 1], "x has 16 tokens; layout says 4 x 5"),
+        ([-4, -4, 7, 3, 1], "layout says -4 x -4"),
+        ([4, 4, 7, 7, 1], "window 7 and shift 7; expected 0 <= shift < window"),
+        ([4, 4, 7, -1, 1], "shift -1"),
+        ([4, 4, 0, 0, 1], "window 0"),
+        ([4, 4, 32, 0, 1], "window 32"),
+        ([4, 4, 8, 0, 1], "expected torch.float32"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(path, layout, message):
+    block = pack(binary_swin()).stages[0].blocks[0]
+    for layer in (block.attn, block.mlp):
+        layer(torch.randn(1, 16, 8), [4, 4, 7, 3, 1])
+        with pytest.raises(ValueError, match=message):
+            layer(torch.randn(1, 16, 8), layout)
+
+
+def test_a_branch_that_does_not_fit_is_refused(path):
+    mlp = pack(binary_swin()).stages[0].blocks[0].mlp
+    x, layout = torch.randn(1, 16, 8), [4, 4, 7, 3, 1]
+    arguments = [mlp.in_affine, mlp.fc1_weight, mlp.fc1_thresholds, mlp.fc2_weight, mlp.fc2_affine, mlp.hidden_dims]
+    si = [mlp.get_buffer(name) for name in mlp.SI_NAMES]
+    OPS.dual_branch_mlp_(x, *arguments, si, mlp.si_hidden, layout)
+    for branch, hidden in ((si[:-1], 49), (si, 0), (si, 2000), ([*si[:2], si[2][:, :1], *si[3:]], 49)):
+        with pytest.raises(ValueError, match="si "):
+            OPS.dual_branch_mlp_(x, *arguments, branch, hidden, layout)
+
+
+@pytest.mark.parametrize(("patch", "n"), [(0, 9), (-2, 9), (2, 0), (2, -16)])
+def test_impossible_sizes_are_refused(path, patch, n):
+    with pytest.raises(ValueError, match="allowed: 1 or more"):
+        OPS.patch_embedding(torch.randn(1, 3, 4, 4), torch.randn(12, 16), torch.randn(16), patch, n)
+
+
+@pytest.mark.skipif(kernels.available_paths() == ("reference",), reason="needs the native kernels")
+def test_an_argument_that_is_not_in_the_cpus_memory_is_refused():
+    with pytest.raises(ValueError, match="first argument is on the CPU and another one is not"):
+        operators.pack_affine(torch.randn(5, 40), torch.randn(2, 48, device="meta"))
 
 
 def test_operators_work_with_compile_and_export(path):
