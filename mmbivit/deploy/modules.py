@@ -133,6 +133,12 @@ class PackedWindowAttention(PackedModule):
     Shape: ``x (B, H*W, C)`` is changed in place.
     """
 
+    # In the order of the operator. Looked up in _buffers: attributes of modules are slow, and there are many.
+    NAMES = (
+        *("in_affine", "padding", "qkv_weight", "qkv_thresholds", "position_bias", "value_ratio"),
+        *("proj_weight", "proj_affine"),
+    )
+
     def __init__(self, embed_dims: int, num_heads: int, window_size: int, scale: float, margin: float):
         super().__init__()
         self.num_heads = num_heads
@@ -162,21 +168,8 @@ class PackedWindowAttention(PackedModule):
 
     def forward(self, x: Tensor, layout: Sequence[int]) -> None:
         """Add attention to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
-        torch.ops.mmbivit.window_attention_(
-            x,
-            self.in_affine,
-            self.padding,
-            self.qkv_weight,
-            self.qkv_thresholds,
-            self.position_bias,
-            self.value_ratio,
-            self.proj_weight,
-            self.proj_affine,
-            layout,
-            self.head_dim,
-            2 * self.scale,
-            self.margin,
-        )
+        tensors = (self._buffers[name] for name in self.NAMES)
+        torch.ops.mmbivit.window_attention_(x, *tensors, layout, self.head_dim, 2 * self.scale, self.margin)
 
 
 class PackedDualBranchMLP(PackedModule):
@@ -191,6 +184,7 @@ class PackedDualBranchMLP(PackedModule):
     Shape: ``x (B, H*W, C)`` is changed in place.
     """
 
+    NAMES = ("in_affine", "fc1_weight", "fc1_thresholds", "fc2_weight", "fc2_affine")
     SI_NAMES = ("si_affine", "si_gamma", "si_weight1", "si_thresholds1", "si_weight2", "si_affine2", "si_alpha")
 
     def __init__(self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None):
@@ -213,19 +207,9 @@ class PackedDualBranchMLP(PackedModule):
 
     def forward(self, x: Tensor, layout: Sequence[int]) -> None:
         """Add both branches to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
+        tensors = (self._buffers[name] for name in self.NAMES)
         si = [] if self.si_hidden is None else [self._buffers[name] for name in self.SI_NAMES]
-        torch.ops.mmbivit.dual_branch_mlp_(
-            x,
-            self.in_affine,
-            self.fc1_weight,
-            self.fc1_thresholds,
-            self.fc2_weight,
-            self.fc2_affine,
-            self.hidden_dims,
-            si,
-            self.si_hidden or 0,
-            layout,
-        )
+        torch.ops.mmbivit.dual_branch_mlp_(x, *tensors, self.hidden_dims, si, self.si_hidden or 0, layout)
 
 
 class PackedPatchMerging(PackedModule):
