@@ -47,7 +47,9 @@ class BuildKernels(build_ext):
     def build_extension(self, extension: Extension) -> None:
         """Compile with OpenMP, or on one thread where the compiler has none (Apple's clang)."""
         msvc = self.compiler.compiler_type == "msvc"
-        flags = ["/std:c++17", "/O2"] if msvc else ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
+        # Words of bits are also written by halves, hence no strict aliasing.
+        unix = ["-std=c++17", "-O3", "-g0", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wno-psabi"]
+        flags = ["/std:c++17", "/O2"] if msvc else unix
         threads = ["/openmp"] if msvc else ["-fopenmp"]
         try:
             extension.extra_compile_args = [*flags, *threads]

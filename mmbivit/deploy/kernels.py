@@ -98,10 +98,10 @@ class Kernels:
             raise ValueError(f"code path {name!r} does not run here; available: {allowed} ({PATH_VARIABLE}, use_path)")
         return name
 
-    def native(self, x: Tensor) -> bool:
-        """Whether a tensor is for the native kernels; warns once where they are missing."""
+    def path_for(self, x: Tensor) -> int | None:
+        """Return the code path for a tensor, ``None`` for the reference; warns once where the kernels are missing."""
         if x.device.type != "cpu":
-            return False
+            return None
         if not self.paths and not self.warned:
             self.warned = True
             warnings.warn(
@@ -110,12 +110,12 @@ class Kernels:
                 f"or pip install -e . in a checkout. {PATH_VARIABLE}={REFERENCE} silences this.",
                 stacklevel=2,
             )
-        return self.path != REFERENCE
+        return self.paths.get(self.path)
 
-    def call(self, name: str, args: ctypes.Structure) -> None:
+    def call(self, name: str, path: int, args: ctypes.Structure) -> None:
         function = getattr(self.library, f"mmbivit_{name}")
         threads = ctypes.c_int(torch.get_num_threads())
-        if function(ctypes.byref(args), self.paths[self.path], threads, self.seconds):
+        if function(ctypes.byref(args), path, threads, self.seconds):
             raise MemoryError(f"mmbivit.{name}: no memory for the threads' work space")
 
 
@@ -134,7 +134,7 @@ def active_path() -> str:
 
 @contextmanager
 def use_path(name: str) -> Iterator[None]:
-    """Force a code path, for tests and measurements; the variable ``MMBIVIT_KERNELS`` does so for a whole process.
+    """Force a code path, for tests and measurements, in all threads; ``MMBIVIT_KERNELS`` does so for a whole process.
 
     Args:
         name: one of :func:`available_paths`.

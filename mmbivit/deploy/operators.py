@@ -8,7 +8,8 @@ one. ``out_affine`` is ``(2, N)``, scale and bias of an accumulator. ``threshold
 laid out as in :mod:`mmbivit.deploy.packing`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 MOST_WINDOW_TOKENS = 31 * 31
+MOST_HEAD_CHANNELS = 31 * 32  # whose differing bits the kernels count in bytes
+LARGEST_STEP = 1e6  # far from what overflows a score
+OTHER_DEVICE = "the first argument is on the CPU and another one is not; move them to one device"
 ELSEWHERE = -1  # in place of the address of a tensor that is not in the memory of the CPU
 
 
@@ -61,13 +65,12 @@ def _positive(**sizes: int) -> None:
             raise ValueError(f"{name}={size}; allowed: 1 or more")
 
 
-def _native(x: Tensor, addresses: Sequence[int | None]) -> bool:
-    """Whether the native kernels compute on ``x``; raises if they should and an argument is on another device."""
-    if not kernels.KERNELS.native(x):
-        return False
-    if ELSEWHERE in addresses:
-        raise ValueError("the first argument is on the CPU and another one is not; move them to one device")
-    return True
+def _path(x: Tensor, addresses: Sequence[int | None]) -> int | None:
+    """Return the native path for ``x``; raises if there is one and an argument is on another device."""
+    path = kernels.KERNELS.path_for(x)
+    if path is not None and ELSEWHERE in addresses:
+        raise ValueError(OTHER_DEVICE)
+    return path
 
 
 def _blocks(channels: int) -> int:
@@ -117,10 +120,10 @@ def pack_affine(x: Tensor, affine: Tensor) -> Tensor:
     """``Sign(gain * x + shift)`` as bit rows: float32 ``(M, K) -> (M, ceil(K / 32))`` int32."""
     rows, k = x.shape
     args = _check("x", x, (rows, k)), *_pair("affine", affine, _padded(k))
-    if not _native(x, args):
+    if (path := _path(x, args)) is None:
         return reference.pack_affine(x, affine)
     out = x.new_empty(rows, _words(k), dtype=torch.int32)
-    kernels.KERNELS.call("pack", kernels.PackArgs(*args, out.data_ptr(), rows, k))
+    kernels.KERNELS.call("pack", path, kernels.PackArgs(*args, out.data_ptr(), rows, k))
     return out
 
 
@@ -129,10 +132,10 @@ def binary_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:
     _positive(k=k, n=n)
     rows = len(a)
     args = _check("a", a, (rows, _words(k)), torch.int32), _weight("weight", weight, n, k)
-    if not _native(a, args):
+    if (path := _path(a, args)) is None:
         return reference.binary_matmul(a, weight, k, n)
     out = a.new_empty(rows, n)
-    kernels.KERNELS.call("matmul", kernels.MatmulArgs(*args, out.data_ptr(), rows, k, n))
+    kernels.KERNELS.call("matmul", path, kernels.MatmulArgs(*args, out.data_ptr(), rows, k, n))
     return out
 
 
@@ -159,10 +162,10 @@ def binary_linear(
         None if rprelu is None else _check("rprelu", rprelu, (3, _padded(n))),
         None if add is None else _check("add", add, (rows, n)),
     )
-    if not _native(x, args):
+    if (path := _path(x, args)) is None:
         return reference.binary_linear(x, in_affine, weight, out_affine, n, rprelu, add)
     out = x.new_empty(rows, n)
-    kernels.KERNELS.call("linear", kernels.LinearArgs(*args, out.data_ptr(), rows, k, n))
+    kernels.KERNELS.call("linear", path, kernels.LinearArgs(*args, out.data_ptr(), rows, k, n))
     return out
 
 
@@ -178,10 +181,10 @@ def patch_merging(
         _weight("weight", weight, n, 4 * channels),
         *_pair("out_affine", out_affine, _padded(n)),
     )
-    if not _native(x, args):
+    if (path := _path(x, args)) is None:
         return reference.patch_merging(x, in_affine, weight, out_affine, height, width, n)
     out = x.new_empty(batch, -(-height // 2) * -(-width // 2), n)
-    kernels.KERNELS.call("merge", kernels.MergeArgs(*args, out.data_ptr(), batch, height, width, channels, n))
+    kernels.KERNELS.call("merge", path, kernels.MergeArgs(*args, out.data_ptr(), batch, height, width, channels, n))
     return out
 
 
@@ -193,17 +196,19 @@ def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n:
         bias: ``(n padded)``.
         patch: pixels along a patch; images are padded with 0 to whole patches.
     """
-    _positive(patch=patch, n=n)
     batch, channels, height, width = images.shape
+    _positive(channels=channels, height=height, width=width, patch=patch, n=n)
     args = (
         _check("images", images, (batch, channels, height, width)),
         _check("weight", weight, (channels * patch**2, _padded(n))),
         _check("bias", bias, (_padded(n),)),
     )
-    if not _native(images, args):
+    if (path := _path(images, args)) is None:
         return reference.patch_embedding(images, weight, bias, patch, n)
     out = _fake_embedding(images, weight, bias, patch, n)
-    kernels.KERNELS.call("embed", kernels.EmbedArgs(*args, out.data_ptr(), batch, channels, height, width, patch, n))
+    kernels.KERNELS.call(
+        "embed", path, kernels.EmbedArgs(*args, out.data_ptr(), batch, channels, height, width, patch, n)
+    )
     return out
 
 
@@ -211,10 +216,10 @@ def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
     """``gain * x + shift`` as a map: float32 ``(B, height * width, C) -> (B, C, height, width)``."""
     batch, _, channels = x.shape
     args = _check("x", x, (batch, height * width, channels)), *_pair("affine", affine, _padded(channels))
-    if not _native(x, args):
+    if (path := _path(x, args)) is None:
         return reference.feature_map(x, affine, height, width)
     out = _fake_map(x, affine, height, width)
-    kernels.KERNELS.call("map", kernels.MapArgs(*args, out.data_ptr(), batch, height * width, channels))
+    kernels.KERNELS.call("map", path, kernels.MapArgs(*args, out.data_ptr(), batch, height * width, channels))
     return out
 
 
@@ -259,6 +264,11 @@ def window_attention_(
     batch, tokens, channels = x.shape
     heads = len(position_bias)
     _positive(channels=channels, heads=heads, head_dim=head_dim)
+    if head_dim > MOST_HEAD_CHANNELS or not abs(step) <= LARGEST_STEP or not 0 <= margin <= LARGEST_STEP:
+        raise ValueError(
+            f"head_dim={head_dim}, step={step}, margin={margin}; allowed: up to {MOST_HEAD_CHANNELS}, and numbers up "
+            f"to {LARGEST_STEP:g}, margin not negative"
+        )
     inner = heads * _padded(head_dim)
     args = (
         _check("x", x, (batch, tokens, channels)),
@@ -271,14 +281,14 @@ def window_attention_(
         _weight("proj_weight", proj_weight, channels, inner),
         *_pair("proj_affine", proj_affine, _padded(channels)),
     )
-    if not _native(x, args):
+    if (path := _path(x, args)) is None:
         reference.window_attention_(
             x, in_affine, padding, qkv_weight, qkv_thresholds, position_bias, value_ratio, proj_weight, proj_affine,
             layout, head_dim, step, margin,
         )  # fmt: skip
         return
     kernels.KERNELS.call(
-        "attention", kernels.AttentionArgs(*args, batch, *layout, channels, heads, head_dim, step, margin)
+        "attention", path, kernels.AttentionArgs(*args, batch, *layout, channels, heads, head_dim, step, margin)
     )
 
 
@@ -314,12 +324,12 @@ def dual_branch_mlp_(
         *_pair("fc2_affine", fc2_affine, _padded(channels)),
         *(_check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 10),
     )
-    if not _native(x, args):
+    if (path := _path(x, args)) is None:
         reference.dual_branch_mlp_(
             x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout
         )
         return
-    kernels.KERNELS.call("mlp", kernels.MlpArgs(*args, batch, *layout, channels, hidden, si_hidden))
+    kernels.KERNELS.call("mlp", path, kernels.MlpArgs(*args, batch, *layout, channels, hidden, si_hidden))
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
@@ -368,6 +378,17 @@ def _fake_in_place(x: Tensor, *args) -> None:
     return None
 
 
+def _checked(fake: Callable) -> Callable:
+    """Refuse what torch hands to a fake although the first argument is real: a mixture with tensors on meta."""
+
+    def checked(x: Tensor, *args: Any) -> Any:
+        if type(x) is Tensor and not x.is_meta:
+            raise ValueError(OTHER_DEVICE)
+        return fake(x, *args)
+
+    return checked
+
+
 def _register() -> None:
     operators = (
         (pack_affine, _fake_pack_affine),
@@ -382,7 +403,7 @@ def _register() -> None:
     for function, fake in operators:
         name = f"mmbivit::{function.__name__}"
         torch.library.impl(name, "CompositeExplicitAutograd", function)
-        torch.library.register_fake(name, fake)
+        torch.library.register_fake(name, _checked(fake))
 
 
 _register()

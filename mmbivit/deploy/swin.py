@@ -196,14 +196,16 @@ def check_config(
     for i, heads in enumerate(num_heads):
         if embed_dims * 2**i % heads:
             raise ValueError(f"num_heads[{i}]={heads} does not divide {embed_dims * 2**i} channels")
+        if embed_dims * 2**i // heads > 992:
+            raise ValueError(f"num_heads[{i}]={heads}: a head has {embed_dims * 2**i // heads} channels; allowed: 992")
     if not isinstance(out_indices, list) or sorted(set(out_indices)) != out_indices or not out_indices:
         raise ValueError(f"out_indices={out_indices}; expected rising numbers of stages")
     if not all(type(i) is int and 0 <= i < stages for i in out_indices):
         raise ValueError(f"out_indices={out_indices}; allowed: 0 to {stages - 1}")
     if window_size > 31 or (si_hidden or 0) > 961:
         raise ValueError(f"window_size={window_size}, si_hidden={si_hidden}; allowed: up to 31 and 961")
-    if not all(isinstance(scale, float) and math.isfinite(scale) for scale in scales) or not 0 < select_ratio <= 1:
-        raise ValueError(f"scales={scales}, select_ratio={select_ratio}; expected finite numbers, and one in (0, 1]")
+    if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in scales) or not 0 < select_ratio <= 1:
+        raise ValueError(f"scales={scales}, select_ratio={select_ratio}; expected numbers up to 1e5, and one in (0, 1]")
     if pos_embed_shape is not None and len(pos_embed_shape) != 2:
         raise ValueError(f"pos_embed_shape={pos_embed_shape}; expected height and width")
     for name, value in switches.items():

@@ -1,5 +1,6 @@
 """The operators on every code path against independent references: integers exactly, floats closely."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -174,10 +175,30 @@ def test_impossible_sizes_are_refused(path, patch, n):
         OPS.patch_embedding(torch.randn(1, 3, 4, 4), torch.randn(12, 16), torch.randn(16), patch, n)
 
 
-@pytest.mark.skipif(kernels.available_paths() == ("reference",), reason="needs the native kernels")
 def test_an_argument_that_is_not_in_the_cpus_memory_is_refused():
+    affine = torch.randn(2, 48, device="meta")
     with pytest.raises(ValueError, match="first argument is on the CPU and another one is not"):
-        operators.pack_affine(torch.randn(5, 40), torch.randn(2, 48, device="meta"))
+        OPS.pack_affine(torch.randn(5, 40), affine)
+    if kernels.active_path() != "reference":
+        with pytest.raises(ValueError, match="first argument is on the CPU and another one is not"):
+            operators.pack_affine(torch.randn(5, 40), affine)
+
+
+def test_heads_and_scores_that_overflow_are_refused(path):
+    attn = pack(binary_swin()).stages[0].blocks[0].attn
+    for name, value in (("scale", 1e38), ("scale", float("nan")), ("margin", float("inf")), ("margin", -1.0)):
+        broken = copy.copy(attn)
+        setattr(broken, name, value)
+        with pytest.raises(ValueError, match="margin="):
+            broken(torch.randn(1, 16, 8), [4, 4, 7, 3, 1])
+
+
+def test_nan_parameters_show(path):
+    layer, act = randomise(BinaryLinear(40, 20)), randomise(RPReLU(20))
+    packed = PackedLinear.from_binary(layer, act=act)
+    packed.out_affine[0, 3] = torch.nan
+    out = packed(torch.randn(9, 40))
+    assert out[:, 3].isnan().all() and out.isnan().sum() == 9
 
 
 def test_operators_work_with_compile_and_export(path):

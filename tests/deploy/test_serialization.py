@@ -241,7 +241,7 @@ def test_other_architectures_are_refused(packed, changed, changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(embed_dims=1_000_000, num_heads=[1, 1], hidden_dims=[1_000_000, 1_000_000]),
+        dict(embed_dims=1_000_000, num_heads=[2000, 4000], hidden_dims=[1_000_000, 1_000_000]),
         dict(hidden_dims=[999_999, 24]),
         dict(depths=[1_000_000, 1_000_000]),
         dict(window_size=31, si_hidden=961),

@@ -53,8 +53,8 @@ int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t wo
             if (raw)
                 kernel(args, begin, end, &worker);
             else
-#pragma omp atomic write
-                failed = 1;
+#pragma omp atomic
+                failed |= 1;
         }
         if (seconds) {
 #pragma omp critical

@@ -116,9 +116,10 @@ struct ToFloats {
         const int64_t c = block * 16;
         F16 y = mul_add(to_float(accumulator(count, k)), load_f(scale + c), load_f(bias + c));
         if (RPRELU) {
+            // The second operand of max and min is the one that lets NaN through.
             const F16 shifted = sub_f(y, load_f(rprelu + c));
-            const F16 negative = mul_f(min_f(shifted, zero_f()), load_f(rprelu + padded + c));
-            y = add_f(add_f(max_f(shifted, zero_f()), negative), load_f(rprelu + 2 * padded + c));
+            const F16 negative = mul_f(min_f(zero_f(), shifted), load_f(rprelu + padded + c));
+            y = add_f(add_f(max_f(zero_f(), shifted), negative), load_f(rprelu + 2 * padded + c));
         }
         if (c + 16 <= n) {
             if (ADD) y = add_f(y, load_f(add[row] + c));

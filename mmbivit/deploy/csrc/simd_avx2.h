@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <string.h>
 
+namespace {
+
 struct I16 { __m256i a, b; };
 struct F16 { __m256 a, b; };
 struct M16 { __m256i a, b; };  // all bits of a lane set, or none
@@ -96,3 +98,5 @@ SIMD __m256i widen_counts_8(__m256i x) {
 SIMD I16 count_bits(I16 x) { return {count_bits_8(x.a), count_bits_8(x.b)}; }
 SIMD I16 add_counts(I16 x, I16 y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
 SIMD I16 widen_counts(I16 x) { return {widen_counts_8(x.a), widen_counts_8(x.b)}; }
+
+}  // namespace

@@ -1,6 +1,8 @@
 // 16 lanes of 32 bits in one AVX-512 register.
 #include <immintrin.h>
 
+namespace {
+
 typedef __m512i I16;
 typedef __m512 F16;
 typedef __mmask16 M16;
@@ -61,3 +63,5 @@ SIMD I16 widen_counts(I16 a) {
     return _mm512_madd_epi16(_mm512_maddubs_epi16(a, _mm512_set1_epi8(1)), _mm512_set1_epi16(1));
 }
 #endif
+
+}  // namespace

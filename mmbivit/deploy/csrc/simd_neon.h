@@ -2,6 +2,8 @@
 #include <arm_neon.h>
 #include <string.h>
 
+namespace {
+
 struct I16 { uint32x4_t v[4]; };
 struct F16 { float32x4_t v[4]; };
 struct M16 { uint32x4_t v[4]; };  // all bits of a lane set, or none
@@ -82,3 +84,5 @@ SIMD I16 widen_counts(I16 a) {
     QUADS a.v[i] = vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(a.v[i])));
     return a;
 }
+
+}  // namespace

@@ -2,6 +2,8 @@
 #include <math.h>
 #include <string.h>
 
+namespace {
+
 struct I16 { uint32_t v[16]; };
 struct F16 { float v[16]; };
 typedef uint32_t M16;
@@ -60,3 +62,5 @@ SIMD I16 widen_counts(I16 a) {
     }
     return a;
 }
+
+}  // namespace
