@@ -106,8 +106,8 @@ class Kernels:
             self.warned = True
             warnings.warn(
                 "mmbivit's native kernels are not built: packed networks run on a slow torch reference. With a C++ "
-                "compiler (gcc or clang), install mmbivit again, e.g. pip install --force-reinstall --no-deps mmbivit "
-                f"or pip install -e . in a checkout. {PATH_VARIABLE}={REFERENCE} silences this.",
+                "compiler (gcc or clang), install mmbivit again, in its checkout: "
+                f"pip install --force-reinstall --no-deps . {PATH_VARIABLE}={REFERENCE} silences this.",
                 stacklevel=2,
             )
         return self.paths.get(self.path)
