@@ -9,13 +9,12 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from safetensors import safe_open
 
-from mmbivit.apis import (
-    load_config,
-)
+from mmbivit.apis import load_config
 
 
 def trained(config: Path, checkpoint: Path, classes: tuple[str, ...], scope: str) -> torch.nn.Module:
     """Build the model of a config with random weights and statistics, and write its checkpoint as MMEngine does."""
+    torch.manual_seed(0)  # what uses it has the scope of a module, so the tests' own seed comes too late
     generator = torch.Generator().manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(copy.deepcopy(load_config(config).model)).eval()

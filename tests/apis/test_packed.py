@@ -123,6 +123,9 @@ def test_exports_that_cannot_be_are_named(
 
 def test_packed_detector_comes_back_to_the_last_bit(configs, detector, detector_file, images, tmp_path):
     from mmdet.apis import inference_detector
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
 
     packed, loaded = pack(detector[0]), load(detector_file)
     assert not loaded.training
@@ -290,6 +293,9 @@ def tested(configs, classifier_configs, tmp_path):
 def detected(coco, configs, detector, images, tmp_path) -> Path:
     """Annotations that a random detector gets right: what the simulated one detects, all but the best."""
     from mmdet.apis import inference_detector
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
 
     truth = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
     model = copy.copy(detector[0])
