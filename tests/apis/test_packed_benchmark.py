@@ -1,4 +1,5 @@
 import copy
+import gc
 import io
 import json
 import math
@@ -23,6 +24,13 @@ from mmbivit.deploy import kernels
 ROOT = Path(__file__).parents[2]
 TINY = dict(embed_dims=16, depths=(1, 2), num_heads=(1, 2))
 SHAPE = (1, 60, 64)
+
+
+@pytest.fixture(autouse=True)
+def _free_runtimes():
+    """Free runtimes in this thread: OpenVINO's signal stack does not survive being freed in another one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
