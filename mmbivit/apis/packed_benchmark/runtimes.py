@@ -1,7 +1,9 @@
 """Packed inference and what it is measured against: torch, ONNX Runtime and OpenVINO, float and 8-bit integer."""
 
+import ctypes
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -193,7 +195,8 @@ def start_openvino(precision: str | None, file: Path, images: Tensor, threads: i
     settings = dict(PERFORMANCE_HINT="LATENCY", INFERENCE_NUM_THREADS=threads)
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = precision
-    request = core.compile_model(file, "CPU", settings).create_infer_request()
+    with _kept_signal_stack():
+        request = core.compile_model(file, "CPU", settings).create_infer_request()
     request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
     return lambda: [torch.from_numpy(value) for value in request.infer(share_outputs=True).values()]
 
@@ -215,6 +218,23 @@ def start_packed(file: Path, images: Tensor, threads: int) -> Run:
     torch.set_num_threads(threads)
     model = deploy.load(file).eval()
     return torch.inference_mode()(lambda: model(images))
+
+
+@contextmanager
+def _kept_signal_stack() -> Iterator[None]:
+    """Give this thread its signal stack back.
+
+    OpenVINO replaces it by one that is freed with the network, but by any thread; the next signal would be deadly.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), ctypes.create_string_buffer(24)  # of struct stack_t
+    libc.sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        libc.sigaltstack(before, None)
 
 
 @contextmanager

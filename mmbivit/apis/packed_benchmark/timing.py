@@ -1,7 +1,6 @@
 """Times runtimes in turn, after a check of what they compute."""
 
 import copy
-import gc
 import math
 import statistics
 import time
@@ -119,11 +118,6 @@ def measure_size(
     with use_threads(threads):
         for name, times in interleave(runs, rounds).items():
             rows[name]["ms"] = times
-    runs.clear()
-    run = None
-    # OpenVINO gives back the signal stack of the thread that frees it. Should the collector do that later in another
-    # thread, this one would be left with a stack that is gone, and die at its next signal.
-    gc.collect()
     return rows
 
 
