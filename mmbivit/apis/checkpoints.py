@@ -1,14 +1,22 @@
-"""Checkpoints of a run: found before anything is built, and loaded without running code from them."""
+"""Checkpoints: found before a run is built, loaded without running code from them, and loaded whole."""
 
+import copy
+import re
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
 
-from mmbivit.models.checkpoint import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file
+from mmbivit.models import ImageClassifier
+from mmbivit.models.checkpoint import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, load_pretrained
 from mmbivit.models.keys import find_state_dict
 
-__all__ = ["fetch_checkpoints", "use_safe_loading"]
+from .config import inner_dataset, is_classifier
+
+__all__ = ["fetch_checkpoints", "load_classifier", "load_trained_model", "use_safe_loading"]
 
 
 def use_safe_loading() -> None:
@@ -27,6 +35,103 @@ def load_from_checkpoint_file(filename: str, map_location: Any = None) -> dict[s
     """
     checkpoint = load_checkpoint_file(filename, map_location=map_location)
     return checkpoint if "state_dict" in checkpoint else dict(state_dict=find_state_dict(checkpoint))
+
+
+def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
+    """Load a checkpoint into a classifier, all of it, and the names of the classes that it was trained on.
+
+    Args:
+        model: the classifier; its ``dataset_meta`` is set, where the checkpoint has names for all classes.
+        checkpoint: file, URL or name of a timm model.
+
+    Raises:
+        FileNotFoundError: if the file does not exist or cannot be downloaded.
+        ValueError: if a weight is missing, left over or of another shape; the message names the first.
+    """
+    content = _load_all_weights(model, checkpoint, "classifier")
+    dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
+
+
+def _load_all_weights(model: nn.Module, checkpoint: str | Path, kind: str) -> dict[str, Any]:
+    """Load a checkpoint into a whole model, where MMEngine would only warn of weights that it lacks.
+
+    Args:
+        model: the model.
+        checkpoint: file, URL or name of a timm model.
+        kind: what the model is, ``classifier`` or ``detector``, for messages.
+
+    Returns:
+        The content of the checkpoint.
+
+    Raises:
+        FileNotFoundError: if the file does not exist or cannot be downloaded.
+        ValueError: if a weight is missing, left over or of another shape; the message names the first.
+    """
+    content = load_checkpoint_file(str(checkpoint))
+    is_float = not any("input_quantizer." in key for key in find_state_dict(content))
+    if is_float and any("input_quantizer." in key for key in model.state_dict()):
+        # On load it would pass, since training starts so.
+        raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
+    try:
+        missing, unexpected = load_pretrained(model, content, prefix="")
+    except (ValueError, RuntimeError) as error:  # of our checks, and of torch's on shapes
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{checkpoint} does not fit the config's model: {reason}") from error
+    if kind == "detector":
+        _check_output_norms(model, checkpoint, content)
+    problems = [
+        f"{len(keys)} tensors {what}, first {keys[0]}"
+        for what, keys in (("are missing in it", missing), ("of it have no place", unexpected))
+        if keys
+    ]
+    if problems:
+        others = " or a ".join(other for other in ("backbone", "detector", "classifier") if other != kind)
+        raise ValueError(
+            f"{checkpoint} is no checkpoint of the config's {kind}: {'; '.join(problems)}. "
+            f"Give one that tools/train.py wrote with this config, not a {others}"
+        )
+    return content
+
+
+def _check_output_norms(model: nn.Module, checkpoint: str | Path, content: dict[str, Any]) -> None:
+    """Raise where norms of the backbone's outputs would start fresh, as from a classifier, which has the last one."""
+    keys = {key.removeprefix("module.") for key in find_state_dict(content)}
+    fresh = [key for key in model.state_dict() if re.fullmatch(r"backbone\.norm\d+\.weight", key) and key not in keys]
+    if fresh:
+        raise ValueError(f"{checkpoint} is no checkpoint of the config's detector: it has no {fresh[0]}")
+
+
+def load_trained_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
+    """Build the model of a config with the weights of a checkpoint, all of them, in evaluation mode.
+
+    Args:
+        cfg: the config of a classifier or a detector.
+        checkpoint: file or URL of the weights.
+
+    Raises:
+        FileNotFoundError: if the checkpoint does not exist or cannot be downloaded.
+        ValueError: if a weight is missing, left over or of another shape; the message names the first.
+    """
+    classifier = is_classifier(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or ("mmengine" if classifier else "mmdet")):
+        model = MODELS.build(copy.deepcopy(cfg.model))  # detectors change the configs of their heads
+        if classifier:
+            load_classifier(model, checkpoint)
+        else:
+            content = _load_all_weights(model, checkpoint, "detector")
+            model.dataset_meta = _dataset_meta(cfg, content)
+    return model.eval()
+
+
+def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the names and colours of the classes: those of the checkpoint, else of the config's test data."""
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+    known = {}
+    if loader:
+        known = DATASETS.build(dict(inner_dataset(loader["dataset"]), pipeline=[], lazy_init=True)).metainfo
+    meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    return {**known, **{key.lower(): value for key, value in meta.items()}}
 
 
 def fetch_checkpoints(cfg: Config) -> None:

@@ -15,71 +15,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.classifier import ImageClassifier
-from mmbivit.models.keys import find_state_dict
 
+from .checkpoints import load_classifier
 from .config import inner_dataset, is_classifier, load_config
 from .predict import check_run_options, find_images, refuse_packed_file
 
-__all__ = ["check_topk", "classify", "classify_files", "load_all_weights", "load_classifier", "predictions_table"]
-
-
-def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
-    """Load a checkpoint into a classifier, all of it, and the names of the classes that it was trained on.
-
-    Args:
-        model: the classifier; its ``dataset_meta`` is set, where the checkpoint has names for all classes.
-        checkpoint: file, URL or name of a timm model.
-
-    Raises:
-        FileNotFoundError: if the file does not exist or cannot be downloaded.
-        ValueError: if a weight is missing, left over or of another shape; the message names the first.
-    """
-    content = load_all_weights(model, checkpoint, "classifier")
-    dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
-    model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
-
-
-def load_all_weights(model: nn.Module, checkpoint: str | Path, kind: str) -> dict[str, Any]:
-    """Load a checkpoint into a whole model, where MMEngine would only warn of weights that it lacks.
-
-    Args:
-        model: the model.
-        checkpoint: file, URL or name of a timm model.
-        kind: what the model is, ``classifier`` or ``detector``, for messages.
-
-    Returns:
-        The content of the checkpoint.
-
-    Raises:
-        FileNotFoundError: if the file does not exist or cannot be downloaded.
-        ValueError: if a weight is missing, left over or of another shape; the message names the first.
-    """
-    content = load_checkpoint_file(str(checkpoint))
-    is_float = not any("input_quantizer." in key for key in find_state_dict(content))
-    if is_float and any("input_quantizer." in key for key in model.state_dict()):
-        # On load it would pass, since training starts so.
-        raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
-    try:
-        missing, unexpected = load_pretrained(model, content, prefix="")
-    except (ValueError, RuntimeError) as error:  # of our checks, and of torch's on shapes
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{checkpoint} does not fit the config's model: {reason}") from error
-    problems = [
-        f"{len(keys)} tensors {what}, first {keys[0]}"
-        for what, keys in (("are missing in it", missing), ("of it have no place", unexpected))
-        if keys
-    ]
-    if problems:
-        others = " or a ".join(other for other in ("backbone", "detector", "classifier") if other != kind)
-        raise ValueError(
-            f"{checkpoint} is no checkpoint of the config's {kind}: {'; '.join(problems)}. "
-            f"Give one that tools/train.py wrote with this config, not a {others}"
-        )
-    return content
+__all__ = ["check_topk", "classify", "classify_files", "predictions_table"]
 
 
 def classify(

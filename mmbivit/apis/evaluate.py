@@ -12,8 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.models.checkpoint import checkpoint_path
 
-from .checkpoints import use_safe_loading
-from .classify import load_classifier
+from .checkpoints import load_classifier, use_safe_loading
 from .config import inner_dataset, is_classifier, load_config, refuse_options, set_work_dir
 from .device import distributed, set_launcher
 from .packed import load_into, load_packed, use_packed_backbone

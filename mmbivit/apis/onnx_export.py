@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RSign, SoftmaxThreshold
+from mmbivit.deploy.serialization import write_atomically
 from mmbivit.models import BinarySwinTransformer
-from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
-from mmbivit.models.keys import find_state_dict
 
-from .classify import load_classifier
+from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
 
 if TYPE_CHECKING:
@@ -108,7 +106,7 @@ def export_onnx(
     example = _random_images(network, 2 if batch_size is None else batch_size, size)
     graph = _to_onnx(plain, example, names, dynamic_batch=batch_size is None)
     comparison = compare_with_torch(graph, network, plain, example[: batch_size or 1]) if check else None
-    _write(_without_bits(graph, len(names)), out)
+    write_atomically(_without_bits(graph, len(names)), out)
     return comparison
 
 
@@ -124,20 +122,21 @@ def load_network(config: str | Path, checkpoint: str | Path) -> nn.Module:
         ValueError: if the backbone is none of ours, or the checkpoint does not fit the config or is of stage 1.
     """
     cfg = load_config(config)
-    part = cfg.get("model") if is_classifier(cfg) else (cfg.get("model") or {}).get("backbone")
-    if part is None:
+    backbone = (cfg.get("model") or {}).get("backbone")
+    if backbone is None:
         raise ValueError(f"{config} has no model.backbone; give the config of a detector or a classifier")
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
-        network = MODELS.build(part)
-    if not isinstance(_backbone(network), BinarySwinTransformer):
-        kind = type(_backbone(network)).__name__
-        raise ValueError(f"{config} has the backbone {kind}; only mmbivit.BinarySwinTransformer can be exported")
-    (load_classifier if is_classifier(cfg) else _load_detector_backbone)(network, checkpoint)
+        if MODELS.get(backbone["type"]) is not BinarySwinTransformer:
+            raise ValueError(
+                f"{config} has the backbone {backbone['type']}; only mmbivit.BinarySwinTransformer can be exported"
+            )
+    model = load_trained_model(cfg, checkpoint)
+    network = model if is_classifier(cfg) else model.backbone
     if _backbone(network).stage != 2:
         raise ValueError(
             f"{checkpoint} is of training stage 1, whose network is not all binary; give a checkpoint of stage 2"
         )
-    return network.eval()
+    return network
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
@@ -363,37 +362,3 @@ def _check_options(out: Path, size: tuple[int, int], batch_size: int | None, che
         raise ValueError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more, or leave it out for any number")
-
-
-def _load_detector_backbone(backbone: BinarySwinTransformer, checkpoint: str | Path) -> None:
-    """Load the backbone of a detector's checkpoint, all of it."""
-    content = load_checkpoint_file(str(checkpoint))
-    keys = [key.removeprefix("module.") for key in find_state_dict(content)]
-    # On load both would pass, since training starts so.
-    if not any("input_quantizer." in key for key in keys) and any(
-        "input_quantizer." in k for k in backbone.state_dict()
-    ):
-        raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
-    if fresh := [i for i in backbone.out_indices if f"backbone.norm{i}.weight" not in keys]:
-        raise ValueError(f"{checkpoint} is no checkpoint of the config's detector: it has no backbone.norm{fresh[0]}")
-    try:
-        missing, unexpected = load_pretrained(backbone, content, prefix="backbone")
-    except (ValueError, RuntimeError) as error:  # of our checks, and of torch's on shapes
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{checkpoint} does not fit the config's backbone: {reason}") from error
-    if missing or unexpected:
-        raise ValueError(
-            f"{checkpoint} does not fit the config's backbone: {len(missing)} tensors are missing in it and "
-            f"{len(unexpected)} have no place, first {(missing + unexpected)[0]}"
-        )
-
-
-def _write(content: bytes, path: Path) -> None:
-    """Write a file so that one of this name is always whole; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

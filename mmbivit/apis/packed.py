@@ -1,6 +1,5 @@
 """Packed files for the tools: export of a trained checkpoint, predictions and evaluation without it."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from rich.table import Table
 from torch import Tensor, nn
 
 from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.serialization import SUFFIX, read_header
 
-from .classify import check_topk, classify_files, load_all_weights, load_classifier
-from .config import inner_dataset, is_classifier, load_config
+from .checkpoints import load_trained_model
+from .classify import check_topk, classify_files
+from .config import load_config
 from .packed_config import PACKED_BACKBONE
 from .predict import check_out_dir, check_run_options, find_images, is_packed_file, write_detections
 
@@ -85,7 +85,7 @@ def export_packed(
     if is_packed_file(checkpoint):
         raise ValueError(f"{checkpoint} is packed already; expected a checkpoint that tools/train.py wrote")
     cfg = load_config(config, cfg_options)
-    model = _trained_model(cfg, checkpoint)
+    model = load_trained_model(cfg, checkpoint)
     packed = pack(model)
     save(packed.backbone if backbone_only else packed, out, cfg)
     reloaded = load(out)
@@ -218,29 +218,6 @@ def load_into(model: nn.Module, packed: nn.Module, file: str | Path) -> None:
         raise ValueError(f"{file} does not fit the config's model: {reason[:300]}") from error
     model.dataset_meta = packed.dataset_meta
     model.to("cpu")
-
-
-def _trained_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
-    """Build the model of a config with the weights of a checkpoint, all of them, in eval mode."""
-    classifier = is_classifier(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or ("mmengine" if classifier else "mmdet")):
-        model = MODELS.build(copy.deepcopy(cfg.model))  # detectors change the configs of their heads
-        if classifier:
-            load_classifier(model, checkpoint)
-        else:
-            content = load_all_weights(model, checkpoint, "detector")
-            model.dataset_meta = _dataset_meta(cfg, content)
-    return model.eval()
-
-
-def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
-    """Return the names and colours of the classes: those of the checkpoint, else of the config's test data."""
-    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
-    known = {}
-    if loader:
-        known = DATASETS.build(dict(inner_dataset(loader["dataset"]), pipeline=[], lazy_init=True)).metainfo
-    meta = (content.get("meta") or {}).get("dataset_meta") or {}
-    return {**known, **{key.lower(): value for key, value in meta.items()}}
 
 
 def _bytes(state: dict[str, Tensor], prefix: str = "") -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
-from .modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention, padded
-from .packing import pack_signs, pack_weight, pad_channels
+from .modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention
+from .packing import pack_signs, pack_weight, pad_channels, padded
 from .swin import PackedBlock, PackedSwinTransformer
 
 if TYPE_CHECKING:

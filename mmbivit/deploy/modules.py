@@ -14,7 +14,7 @@ from mmbivit.binary import BinaryLinear, RPReLU, relative_position_index
 
 from . import operators  # noqa: F401  it registers torch.ops.mmbivit
 from .folding import fold_linear, norm_affine, sign_affine
-from .packing import LANES, WORD_BITS, pack_weight, pad_channels
+from .packing import LANES, num_blocks, num_words, pack_weight, pad_channels, padded
 
 __all__ = [
     "FloatPatchMerging",
@@ -27,16 +27,6 @@ __all__ = [
 ]
 
 
-def padded(channels: int) -> int:
-    """Round channels up to whole blocks."""
-    return -(-channels // LANES) * LANES
-
-
-def words(bits: int) -> int:
-    """Return how many words hold so many bits."""
-    return -(-bits // WORD_BITS)
-
-
 class PackedModule(nn.Module):
     """Base of modules that hold packed parameters as buffers."""
 
@@ -44,7 +34,7 @@ class PackedModule(nn.Module):
         self.register_buffer(name, torch.zeros(shape, dtype=dtype))
 
     def _add_weight(self, name: str, out_features: int, in_features: int) -> None:
-        self._add(name, padded(out_features) // LANES, words(in_features), LANES, dtype=torch.int32)
+        self._add(name, num_blocks(out_features), num_words(in_features), LANES, dtype=torch.int32)
 
     def fill(self, **tensors: Tensor) -> None:
         """Set buffers by name; shapes must fit."""
@@ -148,7 +138,7 @@ class PackedWindowAttention(PackedModule):
         self.margin = margin
         inner = num_heads * padded(self.head_dim)
         self._add("in_affine", 2, padded(embed_dims))
-        self._add("padding", words(embed_dims), dtype=torch.int32)
+        self._add("padding", num_words(embed_dims), dtype=torch.int32)
         self._add_weight("qkv_weight", 3 * inner, embed_dims)
         self._add("qkv_thresholds", 2, 3 * inner, dtype=torch.int32)
         self._add("relative_position_bias_table", (2 * window_size - 1) ** 2, num_heads)
@@ -199,9 +189,9 @@ class PackedDualBranchMLP(PackedModule):
         if si_hidden is not None:
             self._add("si_affine", 2, padded(embed_dims))
             self._add("si_gamma", num_tokens)
-            self._add("si_weight1", si_hidden, words(num_tokens), dtype=torch.int32)
+            self._add("si_weight1", si_hidden, num_words(num_tokens), dtype=torch.int32)
             self._add("si_thresholds1", 2, si_hidden, dtype=torch.int32)
-            self._add("si_weight2", num_tokens, words(si_hidden), dtype=torch.int32)
+            self._add("si_weight2", num_tokens, num_words(si_hidden), dtype=torch.int32)
             self._add("si_affine2", 2, num_tokens)
             self._add("si_alpha", padded(embed_dims))
 

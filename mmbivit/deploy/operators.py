@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, reference
-from .packing import LANES, WORD_BITS
+from .packing import LANES, num_blocks, num_words, padded
 
 __all__ = [
     "binary_linear",
@@ -56,7 +56,7 @@ def _pair(name: str, tensor: Tensor, size: int, dtype: torch.dtype = torch.float
 
 
 def _weight(name: str, weight: Tensor, n: int, k: int) -> int:
-    return _check(name, weight, (_blocks(n), _words(k), LANES), torch.int32)
+    return _check(name, weight, (num_blocks(n), num_words(k), LANES), torch.int32)
 
 
 def _positive(**sizes: int) -> None:
@@ -71,18 +71,6 @@ def _path(x: Tensor, addresses: Sequence[int | None]) -> int | None:
     if path is not None and ELSEWHERE in addresses:
         raise ValueError(OTHER_DEVICE)
     return path
-
-
-def _blocks(channels: int) -> int:
-    return -(-channels // LANES)
-
-
-def _padded(channels: int) -> int:
-    return _blocks(channels) * LANES
-
-
-def _words(bits: int) -> int:
-    return -(-bits // WORD_BITS)
 
 
 # Operators
@@ -119,10 +107,10 @@ _define(
 def pack_affine(x: Tensor, affine: Tensor) -> Tensor:
     """``Sign(gain * x + shift)`` as bit rows: float32 ``(M, K) -> (M, ceil(K / 32))`` int32."""
     rows, k = x.shape
-    args = _check("x", x, (rows, k)), *_pair("affine", affine, _padded(k))
+    args = _check("x", x, (rows, k)), *_pair("affine", affine, padded(k))
     if (path := _path(x, args)) is None:
         return reference.pack_affine(x, affine)
-    out = x.new_empty(rows, _words(k), dtype=torch.int32)
+    out = x.new_empty(rows, num_words(k), dtype=torch.int32)
     kernels.KERNELS.call("pack", path, kernels.PackArgs(*args, out.data_ptr(), rows, k))
     return out
 
@@ -131,7 +119,7 @@ def binary_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:
     """Integer accumulators of bit rows ``(M, words)`` and a packed weight: int32 ``(M, n)``."""
     _positive(k=k, n=n)
     rows = len(a)
-    args = _check("a", a, (rows, _words(k)), torch.int32), _weight("weight", weight, n, k)
+    args = _check("a", a, (rows, num_words(k)), torch.int32), _weight("weight", weight, n, k)
     if (path := _path(a, args)) is None:
         return reference.binary_matmul(a, weight, k, n)
     out = a.new_empty(rows, n)
@@ -156,10 +144,10 @@ def binary_linear(
     rows, k = x.shape
     args = (
         _check("x", x, (rows, k)),
-        *_pair("in_affine", in_affine, _padded(k)),
+        *_pair("in_affine", in_affine, padded(k)),
         _weight("weight", weight, n, k),
-        *_pair("out_affine", out_affine, _padded(n)),
-        None if rprelu is None else _check("rprelu", rprelu, (3, _padded(n))),
+        *_pair("out_affine", out_affine, padded(n)),
+        None if rprelu is None else _check("rprelu", rprelu, (3, padded(n))),
         None if add is None else _check("add", add, (rows, n)),
     )
     if (path := _path(x, args)) is None:
@@ -177,9 +165,9 @@ def patch_merging(
     batch, _, channels = x.shape
     args = (
         _check("x", x, (batch, height * width, channels)),
-        *_pair("in_affine", in_affine, _padded(4 * channels)),
+        *_pair("in_affine", in_affine, padded(4 * channels)),
         _weight("weight", weight, n, 4 * channels),
-        *_pair("out_affine", out_affine, _padded(n)),
+        *_pair("out_affine", out_affine, padded(n)),
     )
     if (path := _path(x, args)) is None:
         return reference.patch_merging(x, in_affine, weight, out_affine, height, width, n)
@@ -200,8 +188,8 @@ def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n:
     _positive(channels=channels, height=height, width=width, patch=patch, n=n)
     args = (
         _check("images", images, (batch, channels, height, width)),
-        _check("weight", weight, (channels * patch**2, _padded(n))),
-        _check("bias", bias, (_padded(n),)),
+        _check("weight", weight, (channels * patch**2, padded(n))),
+        _check("bias", bias, (padded(n),)),
     )
     if (path := _path(images, args)) is None:
         return reference.patch_embedding(images, weight, bias, patch, n)
@@ -215,7 +203,7 @@ def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n:
 def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
     """``gain * x + shift`` as a map: float32 ``(B, height * width, C) -> (B, C, height, width)``."""
     batch, _, channels = x.shape
-    args = _check("x", x, (batch, height * width, channels)), *_pair("affine", affine, _padded(channels))
+    args = _check("x", x, (batch, height * width, channels)), *_pair("affine", affine, padded(channels))
     if (path := _path(x, args)) is None:
         return reference.feature_map(x, affine, height, width)
     out = _fake_map(x, affine, height, width)
@@ -269,17 +257,17 @@ def window_attention_(
             f"head_dim={head_dim}, step={step}, margin={margin}; allowed: up to {MOST_HEAD_CHANNELS}, and numbers up "
             f"to {LARGEST_STEP:g}, margin not negative"
         )
-    inner = heads * _padded(head_dim)
+    inner = heads * padded(head_dim)
     args = (
         _check("x", x, (batch, tokens, channels)),
-        *_pair("in_affine", in_affine, _padded(channels)),
-        _check("padding", padding, (_words(channels),), torch.int32),
+        *_pair("in_affine", in_affine, padded(channels)),
+        _check("padding", padding, (num_words(channels),), torch.int32),
         _weight("qkv_weight", qkv_weight, 3 * inner, channels),
         *_pair("qkv_thresholds", qkv_thresholds, 3 * inner, torch.int32),
-        _check("position_bias", position_bias, (heads, layout[2] ** 2, _padded(layout[2] ** 2))),
+        _check("position_bias", position_bias, (heads, layout[2] ** 2, padded(layout[2] ** 2))),
         _check("value_ratio", value_ratio, (inner,)),
         _weight("proj_weight", proj_weight, channels, inner),
-        *_pair("proj_affine", proj_affine, _padded(channels)),
+        *_pair("proj_affine", proj_affine, padded(channels)),
     )
     if (path := _path(x, args)) is None:
         reference.window_attention_(
@@ -317,11 +305,11 @@ def dual_branch_mlp_(
     _positive(channels=channels, hidden=hidden)
     args = (
         _check("x", x, (batch, tokens, channels)),
-        *_pair("in_affine", in_affine, _padded(channels)),
+        *_pair("in_affine", in_affine, padded(channels)),
         _weight("fc1_weight", fc1_weight, hidden, channels),
-        *_pair("fc1_thresholds", fc1_thresholds, _padded(hidden), torch.int32),
+        *_pair("fc1_thresholds", fc1_thresholds, padded(hidden), torch.int32),
         _weight("fc2_weight", fc2_weight, channels, hidden),
-        *_pair("fc2_affine", fc2_affine, _padded(channels)),
+        *_pair("fc2_affine", fc2_affine, padded(channels)),
         *(_check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 10),
     )
     if (path := _path(x, args)) is None:
@@ -339,18 +327,18 @@ def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> 
         )
     affine, gamma, weight1, thresholds1, weight2, affine2, alpha = si
     return [
-        *_pair("si affine", affine, _padded(channels)),
+        *_pair("si affine", affine, padded(channels)),
         _check("si gamma", gamma, (tokens,)),
-        _check("si weight 1", weight1, (hidden, _words(tokens)), torch.int32),
+        _check("si weight 1", weight1, (hidden, num_words(tokens)), torch.int32),
         *_pair("si thresholds 1", thresholds1, hidden, torch.int32),
-        _check("si weight 2", weight2, (tokens, _words(hidden)), torch.int32),
+        _check("si weight 2", weight2, (tokens, num_words(hidden)), torch.int32),
         *_pair("si affine 2", affine2, tokens),
-        _check("si alpha", alpha, (_padded(channels),)),
+        _check("si alpha", alpha, (padded(channels),)),
     ]
 
 
 def _fake_pack_affine(x: Tensor, affine: Tensor) -> Tensor:
-    return x.new_empty(len(x), _words(x.shape[1]), dtype=torch.int32)
+    return x.new_empty(len(x), num_words(x.shape[1]), dtype=torch.int32)
 
 
 def _fake_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:

@@ -24,10 +24,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["LANES", "WORD_BITS", "pack_signs", "pack_weight", "pad_channels", "unpack_signs", "unpack_weight"]
+__all__ = [
+    "LANES",
+    "WORD_BITS",
+    "num_blocks",
+    "num_words",
+    "pack_signs",
+    "pack_weight",
+    "pad_channels",
+    "padded",
+    "unpack_signs",
+    "unpack_weight",
+]
 
 WORD_BITS = 32
 LANES = 16
+
+
+def num_words(bits: int) -> int:
+    """Return how many words hold so many bits."""
+    return -(-bits // WORD_BITS)
+
+
+def num_blocks(channels: int) -> int:
+    """Return how many blocks hold so many channels."""
+    return -(-channels // LANES)
+
+
+def padded(channels: int) -> int:
+    """Round channels up to whole blocks."""
+    return num_blocks(channels) * LANES
 
 
 def pack_signs(signs: Tensor) -> Tensor:

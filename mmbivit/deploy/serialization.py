@@ -22,7 +22,17 @@ from torch.nn.modules import module as registration
 
 from mmbivit import __version__
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "KINDS", "SUFFIX", "PackedFile", "load", "read_header", "save"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "KINDS",
+    "SUFFIX",
+    "PackedFile",
+    "load",
+    "read_header",
+    "save",
+    "write_atomically",
+]
 
 FORMAT = "mmbivit.packed"
 FORMAT_VERSION = 1
@@ -31,7 +41,7 @@ SUFFIX = ".safetensors"
 # What a whole model has beside the backbone's architecture; each is JSON.
 _DESCRIPTION = ("model", "dataset_meta", "pipeline")
 
-_MAX_JSON = 2**20  # characters; COCO's detectors need about 5,000
+_MAX_JSON = 2**20  # characters; far more than the config of any detector
 _MAX_DEPTH = 24
 # Of any number in the metadata: no layer is as wide, and what allocates by a number before its tensors are compared
 # with the file's stays small.
@@ -106,7 +116,7 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
     }
     # Copies, as safetensors refuses tensors that share memory; heads that share layers are stored once for each.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in packed.state_dict().items()}
-    _write_atomically(safetensors.torch.save(tensors, metadata), path)
+    write_atomically(safetensors.torch.save(tensors, metadata), path)
 
 
 def load(path: str | Path) -> nn.Module:
@@ -155,7 +165,8 @@ def _kind_of(packed: nn.Module) -> str:
     raise ValueError(f"{type(packed).__name__} is not packed: give save() what mmbivit.deploy.pack() returns")
 
 
-def _write_atomically(content: bytes, path: Path) -> None:
+def write_atomically(content: bytes, path: Path) -> None:
+    """Write a file so that one of this name is always whole; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
