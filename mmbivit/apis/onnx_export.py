@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RSign, SoftmaxThreshold
-from mmbivit.deploy.serialization import write_atomically
+from mmbivit.files import atomic_writer
 from mmbivit.models import BinarySwinTransformer
 
 from .checkpoints import load_trained_model
@@ -106,7 +106,8 @@ def export_onnx(
     example = _random_images(network, 2 if batch_size is None else batch_size, size)
     graph = _to_onnx(plain, example, names, dynamic_batch=batch_size is None)
     comparison = compare_with_torch(graph, network, plain, example[: batch_size or 1]) if check else None
-    write_atomically(_without_bits(graph, len(names)), out)
+    with atomic_writer(out) as file:
+        file.write(_without_bits(graph, len(names)))
     return comparison
 
 

@@ -7,7 +7,6 @@ and detectors need the MM libraries; :mod:`mmbivit.apis.packed_config` checks an
 
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +20,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from mmbivit import __version__
+from mmbivit.files import atomic_writer
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "KINDS",
-    "SUFFIX",
-    "PackedFile",
-    "load",
-    "read_header",
-    "save",
-    "write_atomically",
-]
+__all__ = ["FORMAT", "FORMAT_VERSION", "KINDS", "SUFFIX", "PackedFile", "load", "read_header", "save"]
 
 FORMAT = "mmbivit.packed"
 FORMAT_VERSION = 1
@@ -116,7 +106,8 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
     }
     # Copies, as safetensors refuses tensors that share memory; heads that share layers are stored once for each.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in packed.state_dict().items()}
-    write_atomically(safetensors.torch.save(tensors, metadata), path)
+    with atomic_writer(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata))
 
 
 def load(path: str | Path) -> nn.Module:
@@ -163,20 +154,6 @@ def _kind_of(packed: nn.Module) -> str:
 
         return "classifier" if isinstance(packed, ImageClassifier) else "detector"
     raise ValueError(f"{type(packed).__name__} is not packed: give save() what mmbivit.deploy.pack() returns")
-
-
-def write_atomically(content: bytes, path: Path) -> None:
-    """Write a file so that one of this name is always whole; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
