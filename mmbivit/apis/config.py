@@ -1,12 +1,18 @@
 """Reading a config and putting what the command line says into it."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mmengine.config import Config
+from mmengine.fileio import YamlHandler, register_handler
+from mmengine.runner import Runner
+
+from mmbivit.checks import did_you_mean
 
 __all__ = ["inner_dataset", "is_classifier", "load_config", "refuse_options", "set_work_dir"]
 
@@ -15,6 +21,47 @@ CHECKPOINT_VARIABLES = {
     "float_checkpoint": "MMBIVIT_FLOAT_CHECKPOINT",
     "backbone_checkpoint": "MMBIVIT_BACKBONE_CHECKPOINT",
 }
+
+# What MMEngine's runners take from a config beside the arguments of their constructors.
+_RUNNER_KEYS = {
+    *("activation_checkpointing", "broadcast_buffers", "compile", "custom_imports", "detect_anomalous_params"),
+    *("efficient_conv_bn_eval", "find_unused_parameters", "model_wrapper_cfg", "runner_type", "strategy", "sync_bn"),
+    *("tta_model", "tta_pipeline"),
+}
+_DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+_TYPES = {
+    **dict.fromkeys(("model", *_DATALOADERS, "train_cfg", "val_cfg", "test_cfg"), dict),
+    **dict.fromkeys(("optim_wrapper", "default_hooks", "data_preprocessor", "env_cfg", "log_processor"), dict),
+    **dict.fromkeys(("visualizer", "randomness", "auto_scale_lr", "tta_model"), dict),
+    **dict.fromkeys(("custom_hooks", "tta_pipeline"), list),
+    **dict.fromkeys(("param_scheduler", "val_evaluator", "test_evaluator"), (dict, list)),
+    **dict.fromkeys(("load_from", "work_dir", "default_scope", "experiment_name", *CHECKPOINT_VARIABLES), str),
+    **dict.fromkeys(("resume", "find_unused_parameters"), bool),
+}
+
+
+class _DataLoader(yaml.SafeLoader):
+    """YAML as data; of the tags that make Python objects it has tuples alone, which MMEngine writes itself."""
+
+
+class _FastDataLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """The same in C, which crashes on content that is nested too deeply."""
+
+
+for _loader in (_DataLoader, _FastDataLoader):
+    _loader.add_constructor(
+        "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+    )
+
+
+class _YamlHandler(YamlHandler):
+    """MMEngine's handler of YAML files, whose loader calls whatever function of Python a file names."""
+
+    def load_from_fileobj(self, file: Any, **_: Any) -> Any:
+        text = file.read()
+        # No level of nesting takes less than a bracket or a column.
+        depth = text.count("[") + text.count("{") + max(map(len, text.splitlines()), default=0)
+        return yaml.load(text, _FastDataLoader if depth < 2000 else _DataLoader)
 
 
 def load_config(
@@ -55,20 +102,57 @@ def load_config(
     if without_float:
         _remove_float_checkpoint(cfg)
     if cfg_options:
+        _check_known(cfg, cfg_options, path)
         try:
             cfg.merge_from_dict(cfg_options)
-        except (AssertionError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"--cfg-options do not fit config {path}: {error}") from error
+        except Exception as error:  # MMEngine checks some, and fails on the way in others
+            raise ValueError(f"--cfg-options do not fit config {path}: {_one_line(error)}") from error
+    _check_structure(cfg, path)
     return cfg
 
 
 def _read(path: Path) -> Config:
+    register_handler(["yaml", "yml"])(_YamlHandler)
     try:
         return Config.fromfile(path)
     except OSError:
         raise  # a base that does not exist, named by its path
-    except Exception as error:  # a config is code, so anything may go wrong in it
-        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a config is code, so anything may go wrong in it
+        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _check_known(cfg: Config, cfg_options: dict[str, Any], path: Path) -> None:
+    """Refuse options that would add a key that nothing reads, such as one that is spelled wrongly."""
+    known = {*cfg, *_RUNNER_KEYS, *inspect.signature(Runner.__init__).parameters} - {"self", "cfg"}
+    for option in cfg_options:
+        key = option.partition(".")[0]
+        if key not in known:
+            raise ValueError(
+                f"--cfg-options {' '.join(option.split())}: neither config {path} nor MMEngine's runner has {key!r}"
+                f"{did_you_mean(key, known)}"
+            )
+
+
+def _check_structure(cfg: Config, path: Path) -> None:
+    """Refuse a config that lacks a model, or has something of another type where its parts belong."""
+    if not cfg.get("model"):
+        raise ValueError(f"config {path} has no model: expected model=dict(type=..., ...)")
+    for key, expected in _TYPES.items():
+        value = cfg.get(key)
+        if value is not None and not isinstance(value, expected):
+            names = expected.__name__ if isinstance(expected, type) else " or ".join(t.__name__ for t in expected)
+            raise ValueError(f"config {path}: {key} is a {type(value).__name__}, expected a {names}")
+    for key in _DATALOADERS:
+        if (loader := cfg.get(key)) and not isinstance(loader.get("dataset"), dict):
+            raise ValueError(f"config {path}: {key}.dataset is missing, or no dict")
+    hooks = [*(cfg.get("custom_hooks") or ()), *(cfg.get("default_hooks") or {}).values()]
+    for part in (cfg.model.get("backbone"), *hooks):
+        if isinstance(part, (str, int, float, list, tuple)):
+            raise ValueError(f"config {path}: {part!r} is where the config of a backbone or a hook belongs, a dict")
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:

@@ -7,6 +7,8 @@ from typing import Literal, get_args, get_type_hints
 
 from torch import nn
 
+from mmbivit.checks import check_choice, check_keys
+
 from .attention import SoftmaxThreshold
 from .layers import BinaryLinear, RPReLU, RSign
 
@@ -42,9 +44,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            allowed = get_args(hint) or (True, False)
-            if value not in allowed:
-                raise ValueError(f"recipe.{name}={value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
+            check_choice(f"recipe.{name}", value, get_args(hint) or (True, False))
 
     def build_linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
         """Build a linear layer ``(*, in_features) -> (*, out_features)`` of a block."""
@@ -94,11 +94,11 @@ def get_recipe(recipe: str | dict | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    changes = {"base": recipe} if isinstance(recipe, str) else dict(recipe)
+    if isinstance(recipe, str):
+        check_choice("recipe", recipe, RECIPES)
+        return RECIPES[recipe]
+    check_keys("recipe", recipe, (), ("base", *(field.name for field in fields(Recipe))))
+    changes = dict(recipe)
     base = changes.pop("base", "sibivit")
-    if base not in RECIPES:
-        raise ValueError(f"recipe={base!r} is unknown; allowed: {', '.join(map(repr, RECIPES))}")
-    allowed = [field.name for field in fields(Recipe)]
-    if unknown := sorted(set(changes) - set(allowed)):
-        raise ValueError(f"recipe has no field {unknown[0]!r}; allowed: {', '.join(map(repr, ['base', *allowed]))}")
+    check_choice("recipe.base", base, RECIPES)
     return replace(RECIPES[base], **changes)

@@ -5,6 +5,7 @@ from collections.abc import Sized
 from mmengine.dist import get_dist_info, sync_random_seed
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 
+from mmbivit.checks import check_flag, check_integer, check_number
 from mmbivit.registry import DATA_SAMPLERS
 
 __all__ = ["RepeatAugSampler"]
@@ -38,8 +39,12 @@ class RepeatAugSampler(TimmRepeatAugSampler):
         selected_round: int = 256,
         selected_ratio: float = 0,
     ):
-        if num_repeats < 1:
-            raise ValueError(f"num_repeats={num_repeats}; allowed: 1 or more")
+        check_flag("shuffle", shuffle)
+        check_number("num_repeats", num_repeats, 1, 1000)
+        check_integer("selected_round", selected_round, 0)
+        check_number("selected_ratio", selected_ratio, 0, 1e6)
+        if seed is not None:
+            check_integer("seed", seed, 0)
         rank, world_size = get_dist_info()
         super().__init__(
             dataset,

@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 
+from mmbivit.checks import check_choice, check_flag, check_number
 from mmbivit.registry import TRANSFORMS
 
 __all__ = ["TimmTransform", "tolerate_zero_bits"]
@@ -17,6 +18,7 @@ __all__ = ["TimmTransform", "tolerate_zero_bits"]
 _NORMALISED = "images are normalised per batch: set mean and std of the model's data_preprocessor"
 _ERASED = "images are erased per batch: set random_erasing=dict(probability=..., mode='pixel') of the data_preprocessor"
 _FIXED = "the result is always one uint8 image of a fixed size"
+LARGEST_SIZE = 2**14
 ELSEWHERE = {
     **dict.fromkeys(("mean", "std", "normalize"), _NORMALISED),
     **dict.fromkeys(("re_prob", "re_mode", "re_count", "re_num_splits"), _ERASED),
@@ -45,7 +47,9 @@ class TimmTransform:
 
     def __init__(self, input_size: int | Sequence[int] = 224, is_training: bool = False, **options: Any):
         self.input_size = _check_size(input_size)
+        check_flag("is_training", is_training)
         _check_options(is_training, options)
+        _check_values(options)
         try:
             self.transform = create_transform(self.input_size, is_training, use_prefetcher=True, **options)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -85,8 +89,11 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.I
 
 def _check_size(input_size: int | Sequence[int]) -> int | tuple[int, int]:
     pair = input_size if isinstance(input_size, (list, tuple)) else (input_size, input_size)
-    if len(pair) != 2 or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in pair):
-        raise ValueError(f"input_size={input_size!r}; allowed: a positive integer, or (height, width)")
+    are_integers = all(isinstance(size, int) and not isinstance(size, bool) for size in pair)
+    if len(pair) != 2 or not are_integers or not all(1 <= size <= LARGEST_SIZE for size in pair):
+        raise ValueError(
+            f"input_size={input_size!r}; allowed: a positive integer, or (height, width), up to {LARGEST_SIZE}"
+        )
     return input_size if isinstance(input_size, int) else tuple(input_size)
 
 
@@ -100,3 +107,22 @@ def _check_options(is_training: bool, options: dict[str, Any]) -> None:
         if name not in allowed:
             why = f"has no effect with is_training={is_training}" if name in everything else "is unknown to timm"
             raise ValueError(f"option {name} of TimmTransform {why}; allowed: {', '.join(sorted(allowed))}")
+
+
+def _check_values(options: dict[str, Any]) -> None:
+    """Check what timm would only meet when it transforms an image."""
+    for name in {"hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"} & options.keys():
+        if options[name] is not None:
+            check_number(name, options[name], 0, 1)
+    if options.get("crop_pct") is not None:
+        check_number("crop_pct", options["crop_pct"], 0, 1, above=True)
+    if options.get("crop_mode") is not None:
+        check_choice("crop_mode", options["crop_mode"], ("center", "squash", "border"))
+    for name in {"scale", "ratio"} & options.keys():
+        pair = options[name]
+        if pair is None:
+            continue
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(f"{name}={pair!r}; allowed: (least, greatest)")
+        check_number(f"{name}[0]", pair[0], 0, 100, above=True)
+        check_number(f"{name}[1]", pair[1], pair[0], 100)

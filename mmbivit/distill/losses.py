@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmbivit.checks import check_flag
 from mmbivit.registry import MODELS
 
 __all__ = ["BlockMSELoss"]
@@ -18,10 +19,14 @@ class BlockMSELoss(nn.Module):
     Args:
         normalize: divide each block's term by the variance of the teacher's output, so that the term has no unit and
             1 means "as far off as the mean would be". Eq. 9 has no such factor.
+
+    Raises:
+        ValueError: if ``normalize`` is neither ``True`` nor ``False``.
     """
 
     def __init__(self, normalize: bool = False):
         super().__init__()
+        check_flag("normalize", normalize)
         self.normalize = normalize
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:

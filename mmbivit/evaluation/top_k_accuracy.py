@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 
+from mmbivit.checks import check_choice, check_integers
 from mmbivit.registry import METRICS
 
 __all__ = ["TopKAccuracy"]
@@ -28,10 +29,10 @@ class TopKAccuracy(BaseMetric):
     default_prefix = "accuracy"
 
     def __init__(self, topk: Sequence[int] = (1, 5), collect_device: str = "cpu", prefix: str | None = None):
+        check_choice("collect_device", collect_device, ("cpu", "gpu"))
+        check_integers("topk", topk, 1, 10**7)
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.topk = tuple(topk)
-        if not self.topk or min(self.topk) < 1:
-            raise ValueError(f"topk={self.topk}; allowed: one or more numbers from 1 on")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the rank of the true class of each image."""

@@ -1,8 +1,29 @@
 """Architectures by name, and checks of what users write in a config."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-__all__ = ["ARCHITECTURES", "check_arch", "check_indices", "check_spatial_interaction", "hidden_dims"]
+from mmbivit.checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_integers,
+    check_keys,
+    check_number,
+    did_you_mean,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "check_arch",
+    "check_image_size",
+    "check_indices",
+    "check_init_cfg",
+    "check_settings",
+    "check_spatial_interaction",
+    "hidden_dims",
+]
 
 ARCHITECTURES = {
     "tiny": dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
@@ -10,41 +31,92 @@ ARCHITECTURES = {
     "base": dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
 }
 
+# Upper limits are far above any network: they catch slips, which would end in a lack of memory.
+MAX_CHANNELS = 2**16
+MAX_RATIO = 64
+_check_rate = partial(check_number, low=0, high=1, below=True)
+_SETTINGS = {
+    **dict.fromkeys(("qkv_bias", "patch_norm", "use_abs_pos_embed", "with_cp"), check_flag),
+    **dict.fromkeys(("shift_single_window", "convert_weights", "norm_eval"), check_flag),
+    **dict.fromkeys(("drop_rate", "attn_drop_rate", "drop_path_rate"), _check_rate),
+    "mlp_ratio": partial(check_number, low=0, high=MAX_RATIO, above=True),
+    "in_channels": partial(check_integer, low=1, high=1024),
+    "patch_size": partial(check_integer, low=1, high=256),
+    "window_size": partial(check_integer, low=1, high=64),
+}
+
+
+def check_settings(**settings: Any) -> None:
+    """Check settings of a backbone that do not depend on each other, by name.
+
+    Raises:
+        ValueError: naming the first that is of the wrong type or out of range, and what is allowed.
+    """
+    for name, value in settings.items():
+        _SETTINGS[name](name, value)
+
 
 def check_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Return channels, depths and heads of an architecture that fits together."""
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
             names = ", ".join(map(repr, ARCHITECTURES))
-            raise ValueError(f"arch={arch!r} is unknown; allowed: {names}, or dict(embed_dims=, depths=, num_heads=)")
+            raise ValueError(
+                f"arch={arch!r} is unknown; allowed: {names}, or dict(embed_dims=, depths=, num_heads=)"
+                f"{did_you_mean(arch, ARCHITECTURES)}"
+            )
         arch = ARCHITECTURES[arch]
-    if set(arch) != {"embed_dims", "depths", "num_heads"}:
-        raise ValueError(f"arch has the keys {sorted(arch)}; expected: embed_dims, depths, num_heads")
-    embed_dims, depths, num_heads = arch["embed_dims"], tuple(arch["depths"]), tuple(arch["num_heads"])
-    if len(depths) != len(num_heads) or not depths or min(depths) < 1:
-        raise ValueError(f"arch.depths={depths} and arch.num_heads={num_heads} need one positive entry per stage each")
+    check_keys("arch", arch, ("embed_dims", "depths", "num_heads"))
+    embed_dims, depths, num_heads = (arch[key] for key in ("embed_dims", "depths", "num_heads"))
+    check_integer("arch.embed_dims", embed_dims, 1, MAX_CHANNELS)
+    check_integers("arch.depths", depths, 1, 1000)
+    check_integers("arch.num_heads", num_heads, 1, MAX_CHANNELS)
+    if len(depths) != len(num_heads) or len(depths) > 8:
+        raise ValueError(f"arch.depths={depths} and arch.num_heads={num_heads} need one entry each for 1 to 8 stages")
     for i, heads in enumerate(num_heads):
-        if heads < 1 or embed_dims * 2**i % heads:
+        if embed_dims * 2**i % heads:
             channels = embed_dims * 2**i
             raise ValueError(f"arch.num_heads[{i}]={heads} does not divide the {channels} channels of stage {i}")
-    return embed_dims, depths, num_heads
+    return embed_dims, tuple(depths), tuple(num_heads)
 
 
 def check_spatial_interaction(spatial_interaction: dict | None) -> float | None:
     """Return the ratio of hidden to input tokens, or ``None`` where the branch is off."""
     if spatial_interaction is None:
         return None
-    if set(spatial_interaction) != {"ratio"} or spatial_interaction["ratio"] <= 0:
-        raise ValueError(f"spatial_interaction={spatial_interaction!r}; allowed: None or dict(ratio=1.0), ratio > 0")
+    check_keys("spatial_interaction", spatial_interaction, ("ratio",))
+    check_number("spatial_interaction.ratio", spatial_interaction["ratio"], 0, MAX_RATIO, above=True)
     return spatial_interaction["ratio"]
 
 
 def check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: int) -> None:
     """Check that stages to return and to freeze exist."""
-    if not out_indices or any(i not in range(num_stages) for i in out_indices):
-        raise ValueError(f"out_indices={tuple(out_indices)}; allowed: stages 0 to {num_stages - 1}, at least one")
-    if frozen_stages not in range(-1, num_stages + 1):
-        raise ValueError(f"frozen_stages={frozen_stages}; allowed: -1 to {num_stages}")
+    check_integers("out_indices", out_indices, 0, num_stages - 1)
+    if list(out_indices) != sorted(set(out_indices)):
+        raise ValueError(f"out_indices={tuple(out_indices)}; allowed: each stage once, in ascending order")
+    check_integer("frozen_stages", frozen_stages, -1, num_stages)
+
+
+def check_image_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of the image that a position embedding is made for, in pixels."""
+    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    check_integers("pretrain_img_size", pair, 1, 4096)
+    if len(pair) != 2:
+        raise ValueError(f"pretrain_img_size={pair}; allowed: an integer, or (height, width)")
+    return pair
+
+
+def check_init_cfg(init_cfg: dict | None) -> None:
+    """Check where a backbone's weights come from; whether the file is there shows when it is loaded."""
+    if init_cfg is None:
+        return
+    if isinstance(init_cfg, dict):  # first of all: other types have other keys
+        check_choice("init_cfg.type", init_cfg.get("type", "Pretrained"), ("Pretrained",))
+    check_keys("init_cfg", init_cfg, ("type", "checkpoint"), ("prefix",))
+    if not isinstance(init_cfg["checkpoint"], str) or not init_cfg["checkpoint"]:
+        raise ValueError(f"init_cfg.checkpoint={init_cfg['checkpoint']!r}; allowed: a file, a URL or timm://NAME")
+    if not isinstance(init_cfg.get("prefix"), (str, type(None))):
+        raise ValueError(f"init_cfg.prefix={init_cfg['prefix']!r}; allowed: text such as 'backbone.', or None")
 
 
 def hidden_dims(channels: int, mlp_ratio: float) -> int:

@@ -9,8 +9,10 @@ from timm.layers import trunc_normal_
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from mmbivit.checks import check_integer, check_number
 from mmbivit.registry import MODELS
 
+from .arch import check_init_cfg
 from .checkpoint import register_classifier_key_mapping
 
 __all__ = ["ImageClassifier"]
@@ -51,17 +53,24 @@ class ImageClassifier(BaseModel):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}; allowed: 2 or more")
-        if topk < 1:
-            raise ValueError(f"topk={topk}; allowed: 1 or more")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing}; allowed: 0 to less than 1")
+        check_integer("num_classes", num_classes, 2, 10**7)
+        check_integer("topk", topk, 1)
+        check_number("label_smoothing", label_smoothing, 0, 1, below=True)
+        check_number("drop_rate", drop_rate, 0, 1, below=True)
+        for name, value in (("backbone", backbone), ("data_preprocessor", data_preprocessor or {})):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name}={value!r}; allowed: the config of one, a dict with 'type'")
+        check_init_cfg(init_cfg)
         preprocessor = dict(type="mmbivit.ClassificationPreprocessor") | copy.deepcopy(data_preprocessor or {})
         if preprocessor.get("mixup"):
             preprocessor = dict(num_classes=num_classes, label_smoothing=label_smoothing) | preprocessor
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
+        if not hasattr(self.backbone, "num_features") or not hasattr(self.backbone, "out_indices"):
+            raise ValueError(
+                f"backbone.type={type(self.backbone).__name__} has no num_features and out_indices, which say how many "
+                "channels it returns; allowed: mmbivit.BinarySwinTransformer, mmdet.SwinTransformer"
+            )
         self.topk = min(topk, num_classes)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.backbone.num_features[self.backbone.out_indices[-1]], num_classes)

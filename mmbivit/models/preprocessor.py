@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,21 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from mmbivit.checks import check_choice, check_flag, check_integer, check_keys, check_number
 from mmbivit.registry import MODELS
 
 __all__ = ["ClassificationPreprocessor"]
+
+# What the options of timm's Mixup and RandomErasing may be; timm itself takes anything, and fails or not in training.
+_share = partial(check_number, low=0, high=1)
+_OPTIONS = {
+    **dict.fromkeys(("prob", "switch_prob", "probability", "min_area", "max_area"), _share),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), partial(check_number, low=0, high=1000)),
+    **dict.fromkeys(("min_aspect", "max_aspect"), partial(check_number, low=0, high=1000, above=True)),
+    **dict.fromkeys(("min_count", "max_count"), partial(check_integer, low=1, high=1000)),
+    "correct_lam": check_flag,
+}
+_MODES = {"mixup": ("batch", "pair", "elem"), "random_erasing": ("const", "rand", "pixel")}
 
 
 @MODELS.register_module()
@@ -48,11 +61,10 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         label_smoothing: float = 0.0,
         non_blocking: bool = False,
     ):
+        check_flag("non_blocking", non_blocking)
         super().__init__(non_blocking)
-        if len(mean) != len(std) or min(std) <= 0 or max(*mean, *std) > 1:
-            raise ValueError(
-                f"mean={tuple(mean)}, std={tuple(std)}; allowed: one of each per colour, in units of pixels in 0..1"
-            )
+        _check_colours(mean, std)
+        check_number("label_smoothing", label_smoothing, 0, 1, below=True)
         if mixup is None and label_smoothing:
             raise ValueError(
                 f"label_smoothing={label_smoothing} without mixup: set label_smoothing of the classifier instead"
@@ -99,10 +111,18 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         return inputs.sub_(self.mean * scale).div_(self.std * scale)
 
 
+def _check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        if isinstance(values, str) or not isinstance(values, Sequence) or len(values) not in (1, 3):
+            raise ValueError(f"{name}={values!r}; allowed: one number, or one per colour, in a list")
+        for i, value in enumerate(values):
+            check_number(f"{name}[{i}] (for pixels in 0..1)", value, 0, 1, above=name == "std")
+    if len(mean) != len(std):
+        raise ValueError(f"mean={tuple(mean)}, std={tuple(std)}; allowed: one of each per colour")
+
+
 def _build_random_erasing(options: dict) -> RandomErasing:
     _check_options("random_erasing", RandomErasing, options, ("device",))
-    if options.get("mode", "const") not in ("const", "rand", "pixel"):
-        raise ValueError(f"random_erasing.mode={options['mode']!r}; allowed: 'const', 'rand', 'pixel'")
     return RandomErasing(**options, device="cpu")
 
 
@@ -111,8 +131,7 @@ def _build_mixup(options: dict, num_classes: int | None, label_smoothing: float)
     _check_options("mixup", Mixup, options, ("num_classes", "label_smoothing", "multi_label"))
     if num_classes is None:
         raise ValueError("mixup needs num_classes, the width of its soft labels: set it in the data_preprocessor")
-    if options.get("mode", "batch") not in ("batch", "pair", "elem"):
-        raise ValueError(f"mixup.mode={options['mode']!r}; allowed: 'batch', 'pair', 'elem'")
+    check_integer("num_classes", num_classes, 2, 10**7)
     built = Mixup(**options, num_classes=num_classes, label_smoothing=label_smoothing)
     if built.mixup_alpha <= 0 and built.cutmix_alpha <= 0:
         raise ValueError(f"mixup={options} mixes nothing: raise mixup_alpha or cutmix_alpha, or set mixup=None")
@@ -121,5 +140,15 @@ def _build_mixup(options: dict, num_classes: int | None, label_smoothing: float)
 
 def _check_options(name: str, cls: type, options: dict, reserved: Sequence[str]) -> None:
     allowed = [option for option in inspect.signature(cls).parameters if option not in reserved]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    check_keys(name, options, (), allowed)
+    for option, value in options.items():
+        if option in _OPTIONS and value is not None:
+            _OPTIONS[option](f"{name}.{option}", value)
+    if options.get("cutmix_minmax") is not None:
+        limits = options["cutmix_minmax"]
+        if not isinstance(limits, (list, tuple)) or len(limits) != 2:
+            raise ValueError(f"{name}.cutmix_minmax={limits!r}; allowed: (least, greatest) share of the image")
+        for limit in limits:
+            _share(f"{name}.cutmix_minmax", limit)
+    if "mode" in options:
+        check_choice(f"{name}.mode", options["mode"], _MODES[name])

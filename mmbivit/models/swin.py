@@ -12,14 +12,23 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmbivit.binary import Recipe, get_recipe
+from mmbivit.checks import check_choice, check_number
 from mmbivit.registry import MODELS
 
-from .arch import check_arch, check_indices, check_spatial_interaction, hidden_dims
+from .arch import (
+    check_arch,
+    check_image_size,
+    check_indices,
+    check_init_cfg,
+    check_settings,
+    check_spatial_interaction,
+    hidden_dims,
+)
 from .attention import WindowAttention
 from .checkpoint import load_checkpoint_file, load_pretrained, register_key_mapping
 from .layout import WindowLayout, norm_tokens
 from .mlp import DualBranchMLP, SpatialInteraction
-from .stage import StagedModule
+from .stage import STAGE1_MODES, StagedModule
 
 __all__ = ["BinarySwinTransformer", "PatchEmbed", "PatchMerging", "SwinBlock", "SwinStage"]
 
@@ -218,8 +227,8 @@ class BinarySwinTransformer(StagedModule, BaseModule):
     ``out_indices``.
 
     Raises:
-        ValueError: for an unknown arch, recipe or stage, heads that do not divide the channels, or a fractional width;
-            the message names the key and what is allowed.
+        ValueError: for a setting of the wrong type or out of range, an unknown arch, recipe or stage, heads that do not
+            divide the channels, or a fractional width; the message names the key and what is allowed.
     """
 
     def __init__(
@@ -248,11 +257,20 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         norm_eval: bool = False,
         init_cfg: dict | None = None,
     ):
+        check_init_cfg(init_cfg)
         super().__init__(init_cfg=init_cfg)
         embed_dims, depths, num_heads = check_arch(arch)
         recipe = get_recipe(recipe)
         si_ratio = check_spatial_interaction(spatial_interaction)
         check_indices(out_indices, frozen_stages, len(depths))
+        check_choice("stage1", stage1, STAGE1_MODES)
+        check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, window_size=window_size)
+        check_settings(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_settings(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed, with_cp=with_cp)
+        check_settings(shift_single_window=shift_single_window, convert_weights=convert_weights, norm_eval=norm_eval)
+        if qk_scale is not None:
+            check_number("qk_scale", qk_scale, 0, 1e6, above=True)
+        image_size = check_image_size(pretrain_img_size)
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -264,8 +282,7 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_layer(embed_dims))
         self.absolute_pos_embed = None
         if use_abs_pos_embed:
-            size = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else pretrain_img_size
-            self.pos_embed_shape = tuple(-(-pixels // patch_size) for pixels in size)
+            self.pos_embed_shape = tuple(-(-pixels // patch_size) for pixels in image_size)
             tokens = self.pos_embed_shape[0] * self.pos_embed_shape[1]
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dims))
         self.drop_after_pos = nn.Dropout(drop_rate)
@@ -317,11 +334,9 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         """Load the checkpoint of ``init_cfg``, if there is one; ``__init__`` has initialised everything already.
 
         Raises:
-            ValueError: if ``init_cfg`` is not of type ``Pretrained``, or the checkpoint is of another architecture.
+            ValueError: if the checkpoint is of another architecture.
         """
         if self.init_cfg:
-            if self.init_cfg.get("type") != "Pretrained":
-                raise ValueError(f"init_cfg.type={self.init_cfg.get('type')!r} is unknown; allowed: 'Pretrained'")
             file = self.init_cfg["checkpoint"]
             missing, unexpected = load_pretrained(self, load_checkpoint_file(file), prefix=self.init_cfg.get("prefix"))
             MMLogger.get_current_instance().info(

@@ -29,8 +29,8 @@ def test_a_recipe_can_be_changed():
     ("recipe", "message"),
     [
         ("sibvit", "recipe='sibvit' is unknown; allowed: 'sibivit', 'float'"),
-        (dict(base="x"), "recipe='x' is unknown"),
-        (dict(normm="ln"), "recipe has no field 'normm'; allowed: 'base', 'linear'"),
+        (dict(base="x"), "recipe.base='x' is unknown"),
+        (dict(normm="ln"), "recipe has no key 'normm'; allowed: base, linear"),
         (dict(norm="gn"), "recipe.norm='gn' is unknown; allowed: 'bn', 'ln'"),
         (dict(mask_padding=3), "recipe.mask_padding=3 is unknown; allowed: True, False"),
     ],

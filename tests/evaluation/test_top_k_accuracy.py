@@ -21,7 +21,7 @@ def test_counts_and_names():
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match=r"topk=\(0,\)"):
+    with pytest.raises(ValueError, match=r"topk\[0\]=0"):
         TopKAccuracy(topk=(0,))
     with pytest.raises(ValueError, match=r"topk=\(1, 5\) needs more than the 3 predictions"):
         TopKAccuracy().process({}, [prediction([4, 2, 0], 4)])

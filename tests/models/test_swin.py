@@ -269,16 +269,16 @@ def test_named_architectures_have_the_published_sizes():
     ("kwargs", "message"),
     [
         (dict(arch="tyni"), "arch='tyni' is unknown; allowed: 'tiny', 'small', 'base'"),
-        (dict(arch=dict(embed_dims=8)), "expected: embed_dims, depths, num_heads"),
+        (dict(arch=dict(embed_dims=8)), "arch lacks the key 'depths'; expected dict(embed_dims=, depths=, num_heads=)"),
         (dict(arch=dict(embed_dims=8, depths=(1,), num_heads=(3,))), "arch.num_heads[0]=3 does not divide the 8"),
-        (dict(arch=dict(embed_dims=8, depths=(1, 1), num_heads=(2,))), "need one positive entry per stage"),
+        (dict(arch=dict(embed_dims=8, depths=(1, 1), num_heads=(2,))), "need one entry each for 1 to 8 stages"),
         (dict(recipe="bivt"), "recipe='bivt' is unknown; allowed: 'sibivit', 'float'"),
         (dict(mlp_ratio=1.3), "mlp_ratio=1.3 times 8 channels is 10.4"),
-        (dict(spatial_interaction=dict(rate=1)), "allowed: None or dict(ratio=1.0)"),
-        (dict(spatial_interaction=dict(ratio=0)), "ratio > 0"),
+        (dict(spatial_interaction=dict(rate=1)), "spatial_interaction has no key 'rate'; allowed: ratio"),
+        (dict(spatial_interaction=dict(ratio=0)), "spatial_interaction.ratio=0; allowed: a number > 0"),
         (dict(stage1="both"), "stage1='both' is unknown; allowed: 'activations', 'weights'"),
-        (dict(out_indices=(0, 4)), "allowed: stages 0 to 3"),
-        (dict(frozen_stages=5), "frozen_stages=5; allowed: -1 to 4"),
+        (dict(out_indices=(0, 4)), "out_indices[1]=4; allowed: an integer from 0 to 3"),
+        (dict(frozen_stages=5), "frozen_stages=5; allowed: an integer from -1 to 4"),
     ],
 )
 def test_impossible_settings_name_the_key_and_what_is_allowed(kwargs, message):
