@@ -15,7 +15,7 @@ from mmbivit.apis import (
     refuse_options,
     user_errors,
 )
-from mmbivit.apis.options import add_debug_option
+from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--topk", type=int, metavar="N", help="classifiers only: classes per image (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the best available)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (default: 1)")
+    add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -46,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
-    with user_errors(args.debug):
+    with user_errors(args.debug), trusted(args):
         cfg = load_config(args.config)
         (run_classifier if is_classifier(cfg) else run_detector)(cfg, args)
 

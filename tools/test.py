@@ -3,7 +3,7 @@
 import argparse
 
 from mmbivit.apis import evaluate, evaluation_config, user_errors
-from mmbivit.apis.options import add_debug_option, add_run_options, set_local_rank
+from mmbivit.apis.options import add_debug_option, add_run_options, add_trust_option, set_local_rank, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,6 +19,7 @@ def parse_args() -> argparse.Namespace:
     )
     add_run_options(parser)
     parser.add_argument("--out", metavar="FILE.pkl", help="write all predictions to a pickle file")
+    add_trust_option(parser)
     add_debug_option(parser)
     detection = parser.add_argument_group("options for detectors")
     detection.add_argument("--show", action="store_true", help="show each image with its detections in a window")
@@ -36,7 +37,7 @@ def main() -> None:
     """Run the tool."""
     args = parse_args()
     set_local_rank(args.local_rank)
-    with user_errors(args.debug):
+    with user_errors(args.debug), trusted(args):
         cfg = evaluation_config(
             args.config,
             args.checkpoint,

@@ -7,9 +7,11 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import checkpoint as published
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
+from mmbivit.checks import did_you_mean
 from mmbivit.models import ImageClassifier
 from mmbivit.models.checkpoint import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, load_pretrained
 from mmbivit.models.keys import find_state_dict
@@ -19,13 +21,26 @@ from .config import inner_dataset, is_classifier
 __all__ = ["fetch_checkpoints", "load_classifier", "load_trained_model", "use_safe_loading"]
 
 
+# Names of published models by scheme, and schemes of storage that needs packages of its own: MMEngine's loaders.
+_PUBLISHED = {
+    "torchvision": published.get_torchvision_models,
+    "modelzoo": published.get_torchvision_models,
+    "open-mmlab": published.get_external_models,
+    "openmmlab": published.get_external_models,
+    "mmcls": published.get_mmcls_models,
+}
+_REMOTE = ("pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://")
+
+
 def use_safe_loading() -> None:
-    """Make MMEngine load files, URLs and timm models through :func:`mmbivit.models.checkpoint.load_checkpoint_file`.
+    """Make MMEngine load whatever it loads through :func:`mmbivit.models.checkpoint.load_checkpoint_file`.
 
     MMEngine's own loaders either fail on the log history in its checkpoints (0.10.7 with torch >= 2.6) or fall back
     to unpickling anything.
     """
     CheckpointLoader.register_scheme(("", *FETCHED_SCHEMES), load_from_checkpoint_file, force=True)
+    CheckpointLoader.register_scheme([f"{name}://" for name in _PUBLISHED], load_from_published_model, force=True)
+    CheckpointLoader.register_scheme(_REMOTE, load_from_remote_storage, force=True)
 
 
 def load_from_checkpoint_file(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -35,6 +50,29 @@ def load_from_checkpoint_file(filename: str, map_location: Any = None) -> dict[s
     """
     checkpoint = load_checkpoint_file(filename, map_location=map_location)
     return checkpoint if "state_dict" in checkpoint else dict(state_dict=find_state_dict(checkpoint))
+
+
+def load_from_published_model(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Load the weights of a model that MMEngine knows by name, such as ``torchvision://resnet50``.
+
+    Raises:
+        ValueError: if it does not know the name.
+    """
+    scheme, _, name = filename.partition("://")
+    urls = _PUBLISHED[scheme]()
+    name = published.get_deprecated_model_names().get(name, name)
+    if name not in urls:
+        raise ValueError(f"checkpoint {filename}: MMEngine knows no model of this name{did_you_mean(name, urls)}")
+    checkpoint = load_from_checkpoint_file(urls[name], map_location)
+    if scheme == "mmcls":  # whole classifiers, wanted as backbones
+        weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("backbone.")}
+        return dict(state_dict={key.removeprefix("backbone."): value for key, value in weights.items()})
+    return checkpoint
+
+
+def load_from_remote_storage(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Refuse storage that only MMEngine's loaders reach, since they unpickle anything."""
+    raise ValueError(f"checkpoint {filename} is on storage that cannot be read safely: copy it, and give a local file")
 
 
 def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
@@ -49,7 +87,7 @@ def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
         ValueError: if a weight is missing, left over or of another shape; the message names the first.
     """
     content = _load_all_weights(model, checkpoint, "classifier")
-    dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    dataset_meta = _saved_dataset_meta(checkpoint, content)
     model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
 
 
@@ -120,17 +158,27 @@ def load_trained_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
             load_classifier(model, checkpoint)
         else:
             content = _load_all_weights(model, checkpoint, "detector")
-            model.dataset_meta = _dataset_meta(cfg, content)
+            model.dataset_meta = _dataset_meta(cfg, _saved_dataset_meta(checkpoint, content))
     return model.eval()
 
 
-def _dataset_meta(cfg: Config, content: dict[str, Any]) -> dict[str, Any]:
+def _saved_dataset_meta(checkpoint: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of its classes."""
+    meta = content.get("meta") or {}
+    meta = meta.get("dataset_meta") or {} if isinstance(meta, dict) else None
+    if not isinstance(meta, dict) or not all(isinstance(key, str) for key in meta):
+        raise ValueError(f"{checkpoint} is damaged: its meta.dataset_meta is no dict with the classes")
+    if not isinstance(meta.get("classes", ()), (list, tuple)):
+        raise ValueError(f"{checkpoint} is damaged: its meta.dataset_meta.classes is no list of names")
+    return meta
+
+
+def _dataset_meta(cfg: Config, meta: dict[str, Any]) -> dict[str, Any]:
     """Return the names and colours of the classes: those of the checkpoint, else of the config's test data."""
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
     known = {}
     if loader:
         known = DATASETS.build(dict(inner_dataset(loader["dataset"]), pipeline=[], lazy_init=True)).metainfo
-    meta = (content.get("meta") or {}).get("dataset_meta") or {}
     return {**known, **{key.lower(): value for key, value in meta.items()}}
 
 

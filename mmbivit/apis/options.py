@@ -2,11 +2,14 @@
 
 import argparse
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mmengine.config import DictAction
 
-__all__ = ["add_debug_option", "add_run_options", "set_local_rank"]
+from mmbivit.models.checkpoint import trust_checkpoints
+
+__all__ = ["ConfigOptions", "add_debug_option", "add_run_options", "add_trust_option", "set_local_rank", "trusted"]
 
 
 class ConfigOptions(DictAction):
@@ -16,7 +19,10 @@ class ConfigOptions(DictAction):
         for value in values:
             if not value.partition("=")[0] or "=" not in value:
                 raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {value!r}")
-        super().__call__(parser, namespace, values, *args)
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (AssertionError, RecursionError) as error:
+            raise argparse.ArgumentError(self, f"unbalanced or too many brackets in {' '.join(values)}") from error
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +53,27 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--debug``."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or MMBIVIT_DEBUG=1)")
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="load the checkpoints that this command line names with all that they hold, if they are not weights "
+        "alone: THEY CAN RUN ANY CODE on this machine; other files, such as those in the config, stay weights-only",
+    )
+
+
+def trusted(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Make a context in which the checkpoints that a command line names may hold anything, if it says so."""
+    if not args.trust_checkpoint:
+        return nullcontext()
+    names = ("checkpoint", "source", "resume", "float_checkpoint", "backbone_checkpoint")
+    files = [getattr(args, name, None) for name in names]
+    options = getattr(args, "cfg_options", None) or {}
+    files += [value for key, value in options.items() if key.endswith(("load_from", "checkpoint"))]
+    return trust_checkpoints(*(file for file in files if isinstance(file, str)))
 
 
 def set_local_rank(local_rank: int) -> None:

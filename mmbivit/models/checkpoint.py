@@ -5,25 +5,25 @@ rename and fit what is loaded, so that ``load_state_dict``, MMEngine's ``load_fr
 Swin weights of mmdet, timm and the official Swin, for float and binary networks.
 """
 
-import argparse
 import difflib
-import os
-import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import numpy as np
 import timm
 import torch
 from mmengine.dist import barrier, master_only
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmbivit.files import atomic_writer
+
 from .keys import BINARY_ONLY, find_prefix, find_state_dict, head_name, is_foreign, to_own_keys
+from .safe_loading import read_checkpoint, trusting
 
 __all__ = [
     "FETCHED_SCHEMES",
@@ -31,36 +31,14 @@ __all__ = [
     "load_checkpoint_file",
     "load_pretrained",
     "register_classifier_key_mapping",
+    "refusing_odd_tensors",
     "register_key_mapping",
-    "safe_globals",
     "save_atomically",
+    "trust_checkpoints",
 ]
 
 TIMM_SCHEME = "timm://"
 FETCHED_SCHEMES = ("http://", "https://", TIMM_SCHEME)
-
-
-def _history_method(owner: type, name: str) -> Callable:
-    """Stand in for ``getattr``, by which MMEngine's log history refers to its own statistics."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed")
-    return getattr(owner, name)
-
-
-def safe_globals() -> list[Any]:
-    """Return what checkpoints of MMEngine and timm hold beside tensors; none of it runs code when it is loaded."""
-    scalars = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-    reconstruct = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    return [
-        (_history_method, "builtins.getattr"),
-        HistoryBuffer,
-        argparse.Namespace,
-        np.ndarray,
-        np.dtype,
-        reconstruct._reconstruct,
-        reconstruct.scalar,
-        *scalars,
-    ]
 
 
 def checkpoint_path(file: str) -> Path:
@@ -74,19 +52,17 @@ def checkpoint_path(file: str) -> Path:
         ValueError: if timm has no weights of this name.
     """
     file = str(file)
+    path = _local_path(file)
     if not file.startswith(FETCHED_SCHEMES):
-        if not Path(file).is_file():
+        if not path.is_file():
             hint = f"; timm's weights are {TIMM_SCHEME}{file}" if timm.is_model_pretrained(file) else ""
             raise FileNotFoundError(f"checkpoint {file} does not exist{hint}")
-        return Path(file)
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+        return path
     if file.startswith(TIMM_SCHEME):
-        name = file.removeprefix(TIMM_SCHEME)
+        name, fetch = file.removeprefix(TIMM_SCHEME), _fetch_from_timm
         _check_timm_name(name)
-        path, fetch = cache / f"timm_{name}.pth", _fetch_from_timm
     else:
-        name = file
-        path, fetch = cache / Path(urlparse(file).path).name, torch.hub.download_url_to_file
+        name, fetch = file, torch.hub.download_url_to_file
     reason = _fetch(fetch, name, path) or "another rank could not fetch it"
     barrier()  # also where the file is there: it may just have been written by a rank that waits
     if not path.is_file():
@@ -94,6 +70,23 @@ def checkpoint_path(file: str) -> Path:
             f"checkpoint {file} could not be downloaded to {path}: {reason}; give a local file instead"
         )
     return path
+
+
+def _local_path(file: str) -> Path:
+    """Return where a checkpoint lies, or will lie when it is fetched."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    if file.startswith(TIMM_SCHEME):
+        return cache / f"timm_{file.removeprefix(TIMM_SCHEME)}.pth"
+    return cache / Path(urlparse(file).path).name if file.startswith(FETCHED_SCHEMES) else Path(file)
+
+
+def trust_checkpoints(*files: str | Path | None) -> AbstractContextManager[None]:
+    """Make a context in which these files may hold anything: loading them can run any code.
+
+    Args:
+        files: paths, URLs or names of timm models; ``None`` is passed over.
+    """
+    return trusting(_local_path(str(file)) for file in files if file)
 
 
 @master_only
@@ -125,14 +118,8 @@ def _fetch_from_timm(name: str, path: str) -> None:
 
 def save_atomically(content: Any, path: str | Path) -> None:
     """Write a checkpoint so that a file of this name is always whole; folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(content, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_writer(path) as file:
+        torch.save(content, file)
 
 
 def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]:
@@ -148,18 +135,14 @@ def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]
     Raises:
         FileNotFoundError: if the file does not exist or cannot be downloaded.
         ValueError: if it is no checkpoint, holds more than tensors, plain containers, timm's options and MMEngine's
-            log history, or timm has no such weights.
+            log history (unless it is trusted, see :func:`trust_checkpoints`), or timm has no such weights.
     """
-    path = checkpoint_path(file)
-    try:
-        with torch.serialization.safe_globals(safe_globals()):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # of a file that may hold anything, unpickling may raise anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line.strip() for line in lines if "WeightsUnpickler error" in line), lines[0])
-        raise ValueError(f"{file} is no checkpoint that can be loaded safely: {reason}") from error
+    checkpoint = read_checkpoint(checkpoint_path(file), str(file), map_location)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{file} is no checkpoint: it holds a {type(checkpoint).__name__}, expected a dict of tensors")
+    state_dict = find_state_dict(checkpoint)
+    if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
+        raise ValueError(f"{file} is no checkpoint: it holds no state dict, which has tensors by name")
     return checkpoint
 
 
@@ -181,7 +164,10 @@ def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str |
     state_dict = {key.removeprefix("module."): value for key, value in find_state_dict(checkpoint).items()}
     prefix = find_prefix(state_dict, prefix)
     state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    missing, unexpected = module.load_state_dict(state_dict, strict=False)
+    try:
+        missing, unexpected = module.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:  # torch's list of what does not fit
+        raise ValueError(str(error).strip().splitlines()[-1].strip()) from error
     return [key for key in missing if not key.endswith("num_batches_tracked")], unexpected
 
 
@@ -209,12 +195,13 @@ def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> Non
     def hook(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         current = module.state_dict()
-        if convert_foreign and is_foreign(own):
-            own = to_own_keys(own, len(module.stages))
-            own["training_stage"] = current["training_stage"]
-        if own:
-            _match_output_norms(own, current, len(module.stages))
-            _fit(own, current)
+        with refusing_odd_tensors():
+            if convert_foreign and is_foreign(own):
+                own = to_own_keys(own, len(module.stages))
+                own["training_stage"] = current["training_stage"]
+            if own:
+                _match_output_norms(own, current, len(module.stages))
+                _fit(own, current)
         state_dict.update({prefix + key: value for key, value in own.items()})
 
     module.register_load_state_dict_pre_hook(hook)
@@ -240,7 +227,7 @@ def register_classifier_key_mapping(module: nn.Module) -> None:
             own = {key if key.partition(".")[0] in parts else f"backbone.{key}": value for key, value in own.items()}
         own = {head_name(key): value for key, value in own.items()}
         weight = own.get("head.weight")
-        if weight is not None and len(weight) != module.head.out_features:
+        if isinstance(weight, Tensor) and weight.ndim and len(weight) != module.head.out_features:
             raise ValueError(
                 f"the checkpoint's head has {len(weight)} classes, this model num_classes={module.head.out_features}; "
                 f"give num_classes={len(weight)}, or load the backbone alone with model.backbone.init_cfg"
@@ -248,6 +235,16 @@ def register_classifier_key_mapping(module: nn.Module) -> None:
         state_dict.update({prefix + key: value for key, value in own.items()})
 
     module.register_load_state_dict_pre_hook(hook)
+
+
+@contextmanager
+def refusing_odd_tensors() -> Iterator[None]:
+    """Turn what goes wrong with tensors of unforeseen kinds and shapes into a ValueError of one line."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"the checkpoint's tensors do not fit together: {type(error).__name__}: {reason}") from error
 
 
 def _match_output_norms(state_dict: dict[str, Tensor], current: dict[str, Tensor], num_stages: int) -> None:

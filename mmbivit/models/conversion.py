@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .checkpoint import FETCHED_SCHEMES, load_checkpoint_file, save_atomically
+from .checkpoint import FETCHED_SCHEMES, load_checkpoint_file, refusing_odd_tensors, save_atomically
 from .keys import (
     BINARY_ONLY,
     count_stages,
@@ -34,6 +34,7 @@ from .swin import BinarySwinTransformer
 __all__ = ["TARGETS", "Conversion", "check_destination", "convert_checkpoint", "convert_state_dict", "to_timm"]
 
 TARGETS = ("mmbivit", "timm")
+MAX_STAGES = 8  # of any network; names in a file may say more
 _PREFIX = "backbone."
 
 
@@ -142,7 +143,8 @@ def convert_checkpoint(source: str, to: str = "mmbivit", prefix: str | None = No
         raise ValueError(f"to={to!r} is unknown; allowed: {', '.join(map(repr, TARGETS))}")
     checkpoint = load_checkpoint_file(source)
     name = str(source) if str(source).startswith(FETCHED_SCHEMES) else Path(source).name
-    conversion = convert_state_dict(find_state_dict(checkpoint), name, prefix)
+    with refusing_odd_tensors():
+        conversion = convert_state_dict(find_state_dict(checkpoint), name, prefix)
     if conversion.num_classes and isinstance(meta := checkpoint.get("meta"), dict):
         conversion = replace(conversion, dataset_meta=meta.get("dataset_meta") or {})
     return to_timm(conversion) if to == "timm" else conversion
@@ -170,7 +172,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], source: str, prefix: str |
         else:
             skipped[key] = "not of the backbone"
     num_stages, family = count_stages(backbone), find_family(backbone)
-    if not num_stages:
+    if not 1 <= num_stages <= MAX_STAGES:
         raise ValueError(
             f"{source} is of another architecture: no key of a Swin's blocks, such as layers.0.blocks.0.norm1.weight, "
             f"is among its {len(backbone)} keys, such as {', '.join(list(backbone)[:2])}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmbivit.apis import user_errors
 from mmbivit.apis.onnx_export import export_onnx
-from mmbivit.apis.options import add_debug_option
+from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per run, fixed (default: any number)")
     parser.add_argument("--no-check", action="store_true", help="do not compare the file with torch")
+    add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -29,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
-    with user_errors(args.debug):
+    with user_errors(args.debug), trusted(args):
         options = dict(size=tuple(args.size), batch_size=args.batch_size, check=not args.no_check)
         comparison = export_onnx(args.config, args.checkpoint, args.out, **options)
         if comparison is not None:

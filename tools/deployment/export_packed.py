@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 
 from mmbivit.apis import export_packed, export_table, user_errors
-from mmbivit.apis.options import ConfigOptions, add_debug_option
+from mmbivit.apis.options import ConfigOptions, add_debug_option, add_trust_option, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="change the config, as in training"
     )
+    add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -28,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
-    with user_errors(args.debug):
+    with user_errors(args.debug), trusted(args):
         export = export_packed(args.config, args.checkpoint, args.out, args.backbone_only, args.cfg_options)
         Console().print(export_table(export))
         print(f"Wrote the packed {export.kind} to {args.out}.")

@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 
 from mmbivit.apis import user_errors
-from mmbivit.apis.options import add_debug_option
+from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
 from mmbivit.models.conversion import TARGETS, check_destination, convert_checkpoint
 
 
@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="write over DST if it exists")
     parser.add_argument("--verbose", action="store_true", help="list every key")
+    add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
-    with user_errors(args.debug):
+    with user_errors(args.debug), trusted(args):
         check_destination(args.destination, args.overwrite)
         conversion = convert_checkpoint(args.source, args.to, args.prefix)
         # Names are not to be broken where nobody looks at a screen.
