@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from mmbivit.datasets.timm_dataset import to_rgb
 from mmbivit.models.classifier import ImageClassifier
 
 from .checkpoints import load_classifier
@@ -117,7 +118,7 @@ def _build_transform(cfg: Config) -> Compose:
 def _load(file: Path, transform: Compose) -> Tensor:
     try:
         with Image.open(file) as image:
-            rgb = image.convert("RGB")
+            rgb = to_rgb(image)
     except Exception as error:  # Pillow's decoders raise almost anything
         raise ValueError(f"image {file} cannot be decoded: {error}") from error
     return transform(dict(img=rgb))["inputs"]

@@ -1,4 +1,4 @@
-"""Finds out before a run whether its COCO data is there, and says what to do if it is not.
+"""Finds out before a run whether its COCO data is there and can be used, and says what to do if it is not.
 
 Without it the user meets a ``FileNotFoundError`` of one annotation file after the model has been built, or of one
 image in a worker process.
@@ -14,25 +14,30 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.utils import is_abs
 
+from .annotation_check import CocoUse, check_annotations
 from .digit_scenes import LAYOUTS
 
 MODES = ("train", "val", "test")
 
 
-def check_coco_data(cfg: Config, modes: Sequence[str] = MODES) -> None:
-    """Check that the annotation files and image folders of a config's COCO-like datasets exist.
+def check_coco_data(cfg: Config, modes: Sequence[str] = MODES) -> list[str]:
+    """Check that the annotation files and images of a config's COCO-like datasets exist and fit config and model.
 
     COCO-like is every dataset with a ``.json`` annotation file, also inside wrappers (``RepeatDataset``,
     ``ConcatDataset``, ...); the annotation files of the evaluators are checked as well. Data on remote storage
-    (``s3://...``, or ``backend_args`` other than local) is not.
+    (``s3://...``, or ``backend_args`` other than local) is not. The annotations are read for ``CocoDataset`` and
+    ``CocoMetric`` only, see :func:`mmbivit.datasets.annotation_check.check_annotations`.
 
     Args:
         cfg: Config of a runner.
         modes: Which of ``train``, ``val`` and ``test`` to check.
 
+    Returns:
+        One line per data set or evaluator that leaves images or annotations out, to be logged.
+
     Raises:
         FileNotFoundError: Something is missing. The message has all of it, the expected tree, and what to do.
-        ValueError: A mode is unknown.
+        ValueError: A mode is unknown, or an annotation file is malformed or does not fit; the message names it.
     """
     check_modes(modes)
     datasets = [dataset for dataset in find_datasets(cfg, modes, _is_coco) if _is_local(dataset)]
@@ -48,6 +53,16 @@ def check_coco_data(cfg: Config, modes: Sequence[str] = MODES) -> None:
     if missing:
         roots = list(dict.fromkeys(osp.normpath(dataset["data_root"]) for dataset in datasets if _has_root(dataset)))
         raise FileNotFoundError(_explain(expected, missing, roots))
+    return check_annotations(cfg, list(_uses(cfg, modes)))
+
+
+def _uses(cfg: Config, modes: Sequence[str]) -> Iterator[CocoUse]:
+    for mode in modes:
+        for dataset in filter(_is_local, find_datasets(cfg, [mode], _is_coco)):
+            folder = _join(dataset, _prefixes(dataset).get("img", ""))
+            yield CocoUse(f"{mode}_dataloader", _join(dataset, dataset["ann_file"]), dataset, folder)
+        for evaluator in filter(_is_local, _evaluators(cfg, [mode])):
+            yield CocoUse(f"{mode}_evaluator", osp.normpath(evaluator["ann_file"]), evaluator)
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:

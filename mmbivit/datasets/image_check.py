@@ -37,9 +37,10 @@ def check_image_data(cfg: Config, modes: Sequence[str] = MODES) -> None:
         FileNotFoundError: Something is missing, or lies where it would not be found or would be labelled wrongly. The
             message has all of it, the expected tree, and what to do.
         ValueError: The classes differ between the datasets or from the model's ``num_classes``, the backbone cannot
-            take the ``input_size``, or a mode is unknown.
+            take the ``input_size``, a data set of an evaluation has ``skip_corrupt``, or a mode is unknown.
     """
     check_modes(modes)
+    _check_skipping(cfg, modes)
     folders, missing = [], []
     for mode in MODES:
         for dataset in find_datasets(cfg, [mode], is_timm_dataset) if mode in modes else []:
@@ -150,6 +151,16 @@ def _any_entry(folder: str, matches: Callable[[os.DirEntry], bool]) -> bool:
 
 
 # Whether data and model fit
+
+
+def _check_skipping(cfg: Config, modes: Sequence[str]) -> None:
+    """Raise a ValueError if an evaluation would count the image after a corrupt one twice."""
+    for mode in (mode for mode in modes if mode != "train"):
+        if any(dataset.get("skip_corrupt") for dataset in find_datasets(cfg, [mode], is_timm_dataset)):
+            raise ValueError(
+                f"{mode}_dataloader.dataset.skip_corrupt=True would count the image after a corrupt one twice: leave "
+                "it out (it is for training only), and replace or remove images that cannot be decoded"
+            )
 
 
 def _check_same_classes(folders: list[_Folder]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset
 
 from mmbivit.registry import DATASETS
 
-__all__ = ["TimmDataset", "find_split", "read_class_map", "readable_names"]
+__all__ = ["TimmDataset", "find_split", "read_class_map", "readable_names", "to_rgb"]
 
 MAX_CORRUPT = 10  # in a row, as in timm: more of them mean that the disk or the copy is broken, not a file
 SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))  # timm's synonyms
@@ -47,10 +48,9 @@ class TimmDataset(Dataset):
             ``''`` the classes are in ``data_root`` itself.
         name: ``''`` for image folders and tar files, ``'torch/<name>'`` (torchvision), ``'hfds/<name>'``.
         pipeline: transforms or their configs, from ``dict(img=<PIL image, RGB>, labels=int, img_path=str)`` to a dict
-            with ``inputs``, for example ``[dict(type='mmbivit.TimmTransform')]``. Pillow makes any image RGB; it clips
-            16 bits to 8.
+            with ``inputs``, for example ``[dict(type='mmbivit.TimmTransform')]``. Any image becomes RGB of 8 bits.
         skip_corrupt: take the next image for one that cannot be decoded, and warn once of each, instead of failing.
-            In evaluation the next one then counts twice.
+            For training: in evaluation the next one would count twice, which ``tools/`` refuse.
         class_map: ``{class folder: label}``, or a file of timm's; other class folders are left out.
         options: further options of :func:`timm.data.create_dataset`, such as ``download=True``.
 
@@ -119,10 +119,10 @@ class TimmDataset(Dataset):
     def _decode(self, index: int) -> tuple[Image.Image, int]:
         if self._reader is None:
             image, label = self._source[index]
-            return image.convert("RGB"), int(label)
+            return to_rgb(image), int(label)
         file, label = self._reader[index]
         with file:
-            return Image.open(file).convert("RGB"), int(label)
+            return to_rgb(Image.open(file)), int(label)
 
     def _path(self, index: int) -> str:
         if isinstance(self._reader, ReaderImageInTar):
@@ -135,6 +135,21 @@ class TimmDataset(Dataset):
         if not self._reported[index]:
             self._reported[index] = True
             print_log(f"Skipped {path}, which cannot be decoded: {error}", "current", logging.WARNING)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Make any image RGB of 8 bits.
+
+    Of 16 bits the upper 8 stay, as in OpenCV; Pillow would make everything above 255 white.
+
+    Raises:
+        ValueError: for 32 bits, whose range is unknown.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # early Pillow reads PNG so
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per pixel, allowed are 8 and 16")
+    return image.convert("RGB")
 
 
 def readable_names(folders: Sequence[str]) -> tuple[str, ...]:

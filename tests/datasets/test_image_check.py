@@ -61,6 +61,20 @@ def message_of(cfg: Config, *args) -> str:
     return str(error.value)
 
 
+def test_skipping_corrupt_images_is_for_training(pets):
+    cfg = make_config(skip_corrupt=True)
+    check_image_data(cfg, ("train",))
+    for mode in ("val", "test"):
+        message = f"^{mode}_dataloader.dataset.skip_corrupt=True would count the image after a corrupt one twice"
+        with pytest.raises(ValueError, match=message):
+            check_image_data(cfg, ("train", mode))
+        cfg[f"{mode}_dataloader"].dataset.skip_corrupt = False
+    check_image_data(cfg)
+    cfg.val_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=cfg.train_dataloader.dataset)
+    with pytest.raises(ValueError, match="^val_dataloader"):
+        check_image_data(cfg)
+
+
 # What is missing
 
 

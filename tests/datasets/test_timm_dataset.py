@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmbivit.datasets import TimmDataset
-from mmbivit.datasets.timm_dataset import readable_names
+from mmbivit.datasets.timm_dataset import readable_names, to_rgb
 
 EVAL = [dict(type="mmbivit.TimmTransform", input_size=16)]
 CLASSES = ("10", "2", "1")
@@ -88,6 +88,37 @@ def test_the_pipeline_gets_the_rgb_image(data):
         assert set(image) == {"img", "labels", "img_path"}
         expected = Image.open(item["img_path"]).convert("RGB")
         assert np.array_equal(np.asarray(image["img"]), np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_become_the_upper_8(data, kind):
+    pixels = np.arange(20 * 18, dtype=np.uint16).reshape(18, 20) * 180
+    assert pixels.max() > 2**15
+    Image.fromarray(pixels).save(data / "train" / "1" / "0.png", kind)
+    image = TimmDataset(data, pipeline=[lambda results: dict(results, inputs=results["img"])])[0]["inputs"]
+    assert np.array_equal(np.asarray(image), np.broadcast_to((pixels >> 8)[..., None], (18, 20, 3)))
+
+
+def test_16_bits_as_early_pillow_reads_them():
+    image = Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.int32))
+    assert image.mode == "I"
+    image.format = "PNG"
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_32_bits_are_refused(data, dtype):
+    Image.fromarray(np.ones((8, 8), dtype=dtype)).save(data / "train" / "1" / "0.png", "TIFF")
+    with pytest.raises(ValueError, match="0.png cannot be decoded .it has 32 bits per pixel, allowed are 8 and 16"):
+        TimmDataset(data, pipeline=EVAL)[0]
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
+def test_tiny_and_thin_images(data, size, is_training):
+    write_image(data / "train" / "1" / "0.png", size=size)
+    pipeline = [dict(type="mmbivit.TimmTransform", input_size=16, is_training=is_training)]
+    assert TimmDataset(data, pipeline=pipeline)[0]["inputs"].shape == (3, 16, 16)
 
 
 def test_names_classes_of_imagenet():
