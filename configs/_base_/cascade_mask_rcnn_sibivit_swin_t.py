@@ -1,6 +1,6 @@
 # Cascade Mask R-CNN with the heads of the official Swin: four convolutions with SyncBN and one linear layer, GIoU on
-# decoded boxes, regression per class. MMEngine turns SyncBN into BN outside distributed training, tools/train.py does
-# so for distributed training on CPUs; the keys of checkpoints are the same.
+# decoded boxes, regression per class. MMEngine turns SyncBN into BN outside distributed training; the keys of
+# checkpoints are the same.
 _base_ = "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py"
 
 bbox_head = dict(

@@ -1,56 +1,124 @@
 """What training needs to know about the device: several processes and mixed precision, on CPUs too."""
 
 import gc
+import logging
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, init_dist, is_distributed
+from mmengine.dist import barrier, get_rank, init_dist, is_distributed
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ["CpuAmpOptimWrapper", "PeakMemoryHook", "distributed", "enable_amp", "set_launcher"]
+from mmbivit.engine.ranks_hook import check_same_config
+from mmbivit.models import use_cpu_sync_batch_norm
+
+__all__ = [
+    "CpuAmpOptimWrapper",
+    "CpuDistributedDataParallel",
+    "PeakMemoryHook",
+    "distributed",
+    "enable_amp",
+    "set_launcher",
+]
+
+# What the processes of a launcher find in their environment.
+LAUNCHER_VARIABLES = {
+    "pytorch": ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_ADDR"),
+}
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
-    """Set who starts the processes, and adapt the config if they have no GPU.
+    """Set who starts the processes, add the hook that keeps them together, and adapt the config to CPUs if need be.
 
     MMEngine's defaults take one GPU per process for granted. On CPUs the backend is gloo, DDP gets no device, and
-    SyncBN, which has no CPU implementation, becomes BN (with the same keys in checkpoints).
+    SyncBN is our own (see :class:`CpuDistributedDataParallel`).
 
     Raises:
-        ValueError: for a launcher other than ``none`` and ``pytorch`` on a machine without GPU.
+        ValueError: for two-stage training by a strategy that cannot do it; on a machine without GPU, for a launcher
+            other than ``none`` and ``pytorch``, for a strategy, and for a model wrapper other than DDP.
     """
     cfg.launcher = launcher
-    if launcher == "none" or get_device() != "cpu":
+    _check_strategy(cfg)
+    if launcher == "none":
         return
-    if launcher != "pytorch":
-        raise ValueError(f"--launcher {launcher} needs a GPU; on CPUs use tools/dist_train.sh, or --launcher pytorch")
+    hooks = cfg.get("custom_hooks") or []
+    if not any(hook.get("type") == "mmbivit.RanksHook" for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type="mmbivit.RanksHook")]
+    if get_device() == "cpu":
+        _adapt_to_cpus(cfg)
+
+
+def _check_strategy(cfg: Config) -> None:
+    """Refuse what would fail when ``FlexibleRunner`` is built, or at the switch."""
+    strategy = (cfg.get("strategy") or {}).get("type")
+    hooks = [str(hook.get("type")) for hook in cfg.get("custom_hooks") or []]
+    if strategy not in (None, "SingleDeviceStrategy", "DDPStrategy") and any(
+        hook.endswith("DecoupledTrainingHook") for hook in hooks
+    ):
+        raise ValueError(
+            f"strategy.type={strategy!r} cannot train in two stages: remove strategy and runner_type from the config, "
+            "and set find_unused_parameters=True, for DDP"
+        )
+
+
+def _adapt_to_cpus(cfg: Config) -> None:
+    if cfg.launcher != "pytorch":
+        raise ValueError(
+            f"--launcher {cfg.launcher} needs a GPU; on CPUs use tools/dist_train.sh, or --launcher pytorch"
+        )
+    if cfg.get("strategy") is not None:
+        raise ValueError("strategy does not work on CPUs: remove it and runner_type from the config")
     cfg.merge_from_dict({"env_cfg.dist_cfg.backend": "gloo"})
-    wrapper = dict(
-        type="MMDistributedDataParallel",
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get("find_unused_parameters", False),
-    )
-    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get("model_wrapper_cfg") or {}), "device_ids": None}
-    _replace_sync_bn(cfg.model)
+    options = dict(cfg.get("model_wrapper_cfg") or {})
+    wrapper = options.pop("type", "MMDistributedDataParallel")
+    if wrapper not in ("MMDistributedDataParallel", "CpuDistributedDataParallel"):
+        raise ValueError(
+            f"model_wrapper_cfg.type={wrapper!r} does not work on CPUs: remove model_wrapper_cfg from the config"
+        )
+    defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get("find_unused_parameters", False))
+    cfg.model_wrapper_cfg = {**defaults, **options, "type": "CpuDistributedDataParallel", "device_ids": None}
+    if cfg.get("sync_bn") == "mmcv":
+        cfg.sync_bn = "torch"
+    _replace_mm_sync_bn(cfg.model)
 
 
-def _replace_sync_bn(node: Any) -> None:
+def _replace_mm_sync_bn(node: Any) -> None:
+    """Replace mmcv's SyncBN by torch's, from which it differs in its operators, which are for GPUs."""
     if isinstance(node, dict):
-        if node.get("type") in ("SyncBN", "MMSyncBN"):
-            node["type"] = "BN"
+        if node.get("type") == "MMSyncBN":
+            node["type"] = "SyncBN"
+            node.pop("stats_mode", None)
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
-            _replace_sync_bn(child)
+            _replace_mm_sync_bn(child)
+
+
+@MODEL_WRAPPERS.register_module()
+class CpuDistributedDataParallel(MMDistributedDataParallel):
+    """DDP for processes without GPU, in which SyncBN synchronises: torch refuses it there.
+
+    That holds for ``SyncBN`` in the config of a layer and for MMEngine's ``sync_bn='torch'``.
+    """
+
+    def __init__(self, module: nn.Module, **options: Any):
+        use_cpu_sync_batch_norm(module)
+        super().__init__(module, **options)
 
 
 @contextmanager
@@ -58,21 +126,58 @@ def distributed(cfg: Config) -> Iterator[None]:
     """Connect the processes, if there are several and they are not connected yet, and part them at the end.
 
     MMEngine's runner, when it is built inside, finds them connected.
+
+    Raises:
+        ValueError: if nobody has started the processes as the launcher does, if there are more than GPUs, for an
+            impossible ``env_cfg.dist_cfg.timeout``, or if the processes have different configs.
     """
     if cfg.launcher == "none" or is_distributed():
         yield
         return
-    if get_device() == "cpu":
-        # MMEngine's init_dist selects a GPU first.
-        torch.distributed.init_process_group(**cfg.env_cfg.dist_cfg)
-    else:
-        init_dist(cfg.launcher, **cfg.env_cfg.dist_cfg)
-    yield
+    _connect(cfg)
+    check_same_config(cfg)
+    try:
+        yield
+    except RuntimeError as error:
+        if re.search("gloo|nccl|timed? ?out|connection (closed|reset)", str(error), re.IGNORECASE):
+            message = (
+                f"Rank {get_rank()} lost contact with another process, which has ended (see its message) or has not "
+                "answered within env_cfg.dist_cfg.timeout seconds (1800 by default with gloo, 600 with NCCL)"
+            )
+            print_log(message, "current", logging.ERROR)
+        raise
     # Gloo's threads can abort a process that ends while they run, and they run as long as DDP refers to them: what the
     # runner leaves behind has to go first. After an error nobody waits, since the other processes may hang.
     barrier()
     gc.collect()
     torch.distributed.destroy_process_group()
+
+
+def _connect(cfg: Config) -> None:
+    _check_environment(cfg.launcher)
+    options = dict((cfg.get("env_cfg") or {}).get("dist_cfg") or {})
+    timeout = options.get("timeout")
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise ValueError(f"env_cfg.dist_cfg.timeout={timeout!r}; allowed: a number of seconds, more than 0")
+    if get_device() != "cpu":
+        init_dist(cfg.launcher, **options)
+        return
+    # MMEngine's init_dist selects a GPU first, and would also turn seconds into a timedelta.
+    if timeout is not None:
+        options["timeout"] = timedelta(seconds=timeout)
+    torch.distributed.init_process_group(**options)
+
+
+def _check_environment(launcher: str) -> None:
+    missing = [name for name in LAUNCHER_VARIABLES[launcher] if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"--launcher {launcher}: {', '.join(missing)} not set, so no launcher has started this process; use "
+            "tools/dist_train.sh, tools/slurm_train.sh or mpirun, or leave --launcher out for a single process"
+        )
+    gpus = torch.cuda.device_count()
+    if launcher == "pytorch" and 0 < gpus <= (rank := int(os.environ.get("LOCAL_RANK", 0))):
+        raise ValueError(f"process {rank + 1} of this machine has no GPU of its own, there are {gpus}; start {gpus}")
 
 
 def enable_amp(cfg: Config, precision: str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from .arch import ARCHITECTURES
 from .attention import WindowAttention
-from .checkpoint import load_checkpoint_file, load_pretrained
+from .checkpoint import load_checkpoint_file, load_pretrained, trust_checkpoints
 from .classifier import ImageClassifier
 from .layout import WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
@@ -10,11 +10,13 @@ from .packed import PackedSwinTransformer
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule
 from .swin import BinarySwinTransformer
+from .sync_batch_norm import CpuSyncBatchNorm, use_cpu_sync_batch_norm
 
 __all__ = [
     "ARCHITECTURES",
     "BinarySwinTransformer",
     "ClassificationPreprocessor",
+    "CpuSyncBatchNorm",
     "DualBranchMLP",
     "ImageClassifier",
     "PackedSwinTransformer",
@@ -24,4 +26,6 @@ __all__ = [
     "WindowLayout",
     "load_checkpoint_file",
     "load_pretrained",
+    "trust_checkpoints",
+    "use_cpu_sync_batch_norm",
 ]
