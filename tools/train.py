@@ -3,7 +3,7 @@
 import argparse
 
 from mmbivit.apis import train, train_config, user_errors
-from mmbivit.apis.options import add_debug_option, add_run_options, set_local_rank
+from mmbivit.apis.options import add_debug_option, add_run_options, add_trust_option, set_local_rank, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,6 +71,13 @@ def parse_args() -> argparse.Namespace:
         help="log to Weights & Biases too (default project: mmbivit)",
     )
     parser.add_argument("--seed", type=int, help="seed of all random numbers")
+    parser.add_argument(
+        "--skip-non-finite",
+        type=int,
+        metavar="N",
+        help="skip up to N iterations whose loss is infinite or no number, instead of stopping at the first",
+    )
+    add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -79,7 +86,7 @@ def main() -> None:
     """Run the tool."""
     args = parse_args()
     set_local_rank(args.local_rank)
-    with user_errors(args.debug):
+    with user_errors(args.debug), trusted(args):
         train(
             train_config(
                 args.config,
@@ -97,6 +104,7 @@ def main() -> None:
                 tensorboard=args.tensorboard,
                 wandb=args.wandb,
                 seed=args.seed,
+                skip_non_finite=args.skip_non_finite,
             )
         )
 

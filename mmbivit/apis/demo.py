@@ -187,10 +187,9 @@ def _then_link(train: Callable, work_dir: Path) -> Callable:
 
     def run(report: Callable[[float, str], None]) -> None:
         train(report)
-        last = Path((work_dir / "last_checkpoint").read_text().strip())
         link = work_dir / "last.pth"
         link.unlink(missing_ok=True)
-        link.symlink_to(last.name)
+        link.symlink_to((work_dir / "last_checkpoint").read_text().strip())
 
     return run
 

@@ -72,7 +72,7 @@ def run_arms(
         if teacher is not None:
             teacher.result()
             float_dir = out / f"{Path(FLOAT.config).name}_seed{seed}"
-            line += ["--float-checkpoint", (float_dir / "last_checkpoint").read_text().strip()]
+            line += ["--float-checkpoint", float_dir / (float_dir / "last_checkpoint").read_text().strip()]
         return train_once(train_tool, arm.config, work_dir, line, METRIC)
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -1,5 +1,6 @@
 """Evaluation of detectors and classifiers."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
+from mmbivit.engine import WorkerEndHook
 from mmbivit.models.checkpoint import checkpoint_path
 
 from .checkpoints import load_classifier, use_safe_loading
@@ -88,13 +90,13 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
     if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
     use_safe_loading()
-    check_coco_data(cfg, modes=["test"])
+    notes = check_coco_data(cfg, modes=["test"])
     check_image_data(cfg, modes=["test"])
     with distributed(cfg):
-        return _evaluate(cfg, out)
+        return _evaluate(cfg, out, notes)
 
 
-def _evaluate(cfg: Config, out: str | Path | None) -> dict[str, float]:
+def _evaluate(cfg: Config, out: str | Path | None, notes: Iterable[str]) -> dict[str, float]:
     checkpoint = str(checkpoint_path(cfg.load_from))
     packed = None
     if is_packed_file(checkpoint):
@@ -102,7 +104,8 @@ def _evaluate(cfg: Config, out: str | Path | None) -> dict[str, float]:
         use_packed_backbone(cfg, packed)
     # MMEngine only warns of missing weights, and would evaluate a classifier with a random head.
     cfg.load_from = None if packed is not None or is_classifier(cfg) else checkpoint
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, notes)
+    runner.register_hook(WorkerEndHook())
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if packed is not None:
         load_into(model, packed, checkpoint)

@@ -1,19 +1,26 @@
 """Training of detectors and classifiers."""
 
 import logging
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
-from mmbivit.engine import ThroughputHook
+from mmbivit.engine import (
+    NonFiniteHook,
+    ResumableTrainingHook,
+    ThroughputHook,
+    WorkerEndHook,
+    find_resumable_checkpoint,
+)
 
 from .checkpoints import fetch_checkpoints, use_safe_loading
 from .config import load_config, set_work_dir
@@ -40,6 +47,7 @@ def train_config(
     tensorboard: bool = False,
     wandb: str | None = None,
     seed: int | None = None,
+    skip_non_finite: int | None = None,
 ) -> Config:
     """Make the config of a training run from a config file and the options of ``tools/train.py``.
 
@@ -61,6 +69,8 @@ def train_config(
         tensorboard: write event files for TensorBoard too.
         wandb: log to this project of Weights & Biases too.
         seed: seed of all random numbers.
+        skip_non_finite: how many iterations with a loss that is no number are skipped before training stops; see
+            :class:`mmbivit.engine.NonFiniteHook`.
 
     Raises:
         FileNotFoundError: if config or checkpoint do not exist.
@@ -90,6 +100,11 @@ def train_config(
         _add_backend(cfg, "wandb", dict(type="WandbVisBackend", init_kwargs=project))
     if seed is not None:
         cfg.merge_from_dict({"randomness.seed": seed})
+    if skip_non_finite is not None:
+        if skip_non_finite < 0:
+            raise ValueError(f"--skip-non-finite {skip_non_finite}; allowed: 0 or more")
+        hook = dict(type="mmbivit.NonFiniteHook", max_skipped=skip_non_finite)
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
     return cfg
 
 
@@ -131,11 +146,11 @@ def _add_backend(cfg: Config, package: str, backend: dict[str, Any]) -> None:
 def _set_resume(cfg: Config, resume: str) -> None:
     if resume == "auto":
         # MMEngine, told to resume where there is nothing to resume, starts without the config's load_from.
-        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        latest = find_resumable_checkpoint(cfg.work_dir)
         if latest is None:
             print_log(f"Nothing to resume in {cfg.work_dir}: training starts anew.", "current", logging.WARNING)
             return
-        resume = latest
+        resume = str(latest)
     elif "://" not in resume and not Path(resume).is_file():
         raise FileNotFoundError(f"--resume: checkpoint {resume} does not exist")
     cfg.resume = True
@@ -153,18 +168,29 @@ def train(cfg: Config) -> nn.Module:
     """
     use_safe_loading()
     modes = [mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")]
-    check_coco_data(cfg, modes)
+    notes = check_coco_data(cfg, modes)
     check_image_data(cfg, modes)
     with distributed(cfg):
-        return _train(cfg)
+        return _train(cfg, notes)
 
 
-def _train(cfg: Config) -> nn.Module:
+def _train(cfg: Config, notes: Iterable[str]) -> nn.Module:
     fetch_checkpoints(cfg)
-    runner = build_runner(cfg)
+    _save_atomically(cfg)
+    runner = build_runner(cfg, notes)
     if get_device() == "cpu":
         runner.register_hook(PeakMemoryHook())
-    if not any(isinstance(hook, ThroughputHook) for hook in runner.hooks):
-        runner.register_hook(ThroughputHook())
+    for hook in (ThroughputHook, ResumableTrainingHook, NonFiniteHook, WorkerEndHook):
+        if not any(isinstance(registered, hook) for registered in runner.hooks):
+            runner.register_hook(hook())
     model = runner.train()
     return model.module if is_model_wrapper(model) else model
+
+
+def _save_atomically(cfg: Config) -> None:
+    """Put our checkpoint hook in the place of MMEngine's, which may leave nothing to resume from."""
+    cfg.setdefault("default_hooks", {})
+    cfg.default_hooks.setdefault("checkpoint", dict(interval=1))  # both return the plain dict, not what is stored
+    checkpoint = cfg.default_hooks.checkpoint
+    if checkpoint is not None and checkpoint.get("type", "CheckpointHook") in ("CheckpointHook", CheckpointHook):
+        checkpoint["type"] = "mmbivit.AtomicCheckpointHook"

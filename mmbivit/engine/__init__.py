@@ -1,6 +1,21 @@
 """Hooks of the training loop, registered in scope ``mmbivit``."""
 
+from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .decoupled_training_hook import DecoupledTrainingHook
+from .latest_checkpoint import find_resumable_checkpoint
+from .non_finite_hook import NonFiniteHook
+from .ranks_hook import RanksHook
+from .resumable_training_hook import ResumableTrainingHook
 from .throughput_hook import ThroughputHook
+from .worker_end_hook import WorkerEndHook
 
-__all__ = ["DecoupledTrainingHook", "ThroughputHook"]
+__all__ = [
+    "AtomicCheckpointHook",
+    "DecoupledTrainingHook",
+    "NonFiniteHook",
+    "RanksHook",
+    "ResumableTrainingHook",
+    "ThroughputHook",
+    "WorkerEndHook",
+    "find_resumable_checkpoint",
+]

@@ -4,11 +4,12 @@ import copy
 
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from mmbivit.checks import check_flag, check_integer, check_keys, check_number
 from mmbivit.distill import BlockDistiller, BlockMSELoss
 from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.stage import StagedModule
@@ -68,13 +69,14 @@ class DecoupledTrainingHook(Hook):
     ):
         if (switch_epoch is None) == (switch_iter is None):
             raise ValueError("give exactly one of switch_epoch and switch_iter")
-        if distill_weight < 0:
-            raise ValueError(f"distill_weight={distill_weight}; allowed: 0 or more")
-        if teacher is not None and "init_cfg" not in teacher:
-            raise ValueError(
-                "teacher has no weights: give teacher.init_cfg=dict(type='Pretrained', checkpoint=FILE_OR_URL), "
-                "or teacher=None to train stage 1 without distillation"
-            )
+        name, switch = ("switch_epoch", switch_epoch) if switch_iter is None else ("switch_iter", switch_iter)
+        check_integer(name, switch, 1)
+        check_number("distill_weight", distill_weight, 0, 1e6)
+        check_flag("reset_lr", reset_lr)
+        if teacher is not None:
+            _check_teacher(teacher)
+        if distill_loss is not None and not (isinstance(distill_loss, dict) and "type" in distill_loss):
+            raise ValueError(f"distill_loss={distill_loss!r}; allowed: dict(type='mmbivit.BlockMSELoss', ...) or None")
         self.switch_epoch = switch_epoch
         self.switch_iter = switch_iter
         self.teacher_cfg = copy.deepcopy(teacher)
@@ -132,11 +134,22 @@ class DecoupledTrainingHook(Hook):
             raise ValueError(f"{name}={value} leaves one of the two stages empty; allowed: 1 to {end - 1}")
 
     def _check_wrapper(self, runner: Runner) -> None:
-        if is_model_wrapper(runner.model) and not getattr(runner.model, "find_unused_parameters", False):
+        model = runner.model
+        if not is_model_wrapper(model):
+            return
+        if not isinstance(model, MMDistributedDataParallel):
+            raise ValueError(
+                f"the model is wrapped in {type(model).__name__}; two-stage training supports "
+                "MMDistributedDataParallel alone: remove model_wrapper_cfg, strategy and runner_type from the config, "
+                "and set find_unused_parameters=True"
+            )
+        if not model.find_unused_parameters:
             raise ValueError(
                 "in stage 1 the spatial interaction branch has no gradient: set find_unused_parameters=True in the "
-                f"config (the model is wrapped in {type(runner.model).__name__}, of which DDP is supported)"
+                "config (in model_wrapper_cfg, if it has one), or DDP fails in the second iteration"
             )
+        if model.static_graph:
+            raise ValueError("the graph changes between the stages: set model_wrapper_cfg.static_graph=False")
 
     def _enter_stage(self, runner: Runner, stage: int) -> None:
         before = self._backbone.stage
@@ -154,6 +167,8 @@ class DecoupledTrainingHook(Hook):
             # MMEngine would go on logging the last value, also after a resume.
             runner.message_hub.log_scalars.pop("train/loss_distill", None)
         if stage == 2 and before == 1:
+            # An accumulation that the switch cuts has gathered gradients of another network.
+            runner.optim_wrapper.zero_grad()
             MMLogger.get_current_instance().info(
                 f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
@@ -176,6 +191,17 @@ class DecoupledTrainingHook(Hook):
 
 def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _check_teacher(teacher: dict) -> None:
+    if not isinstance(teacher, dict) or "type" not in teacher:
+        raise ValueError(f"teacher={teacher!r}; allowed: dict(type='mmbivit.BinarySwinTransformer', ...) or None")
+    if "init_cfg" not in teacher:
+        raise ValueError(
+            "teacher has no weights: give teacher.init_cfg=dict(type='Pretrained', checkpoint=FILE_OR_URL), "
+            "or teacher=None to train stage 1 without distillation"
+        )
+    check_keys("teacher.init_cfg", teacher["init_cfg"], ["checkpoint"], ["type", "prefix"])
 
 
 def _build_teacher(cfg: dict) -> nn.Module:

@@ -17,7 +17,7 @@ log = work_dir / "20260101_000000" / "vis_data" / "scalars.json"
 log.parent.mkdir(parents=True)
 rows = [{"accuracy/top1": 10.0 * (seed + 1) + epoch, "step": epoch} for epoch in (2, 4)]
 log.write_text("\\n".join(map(json.dumps, rows)))
-(work_dir / "last_checkpoint").write_text(str(work_dir / "epoch_4.pth"))
+(work_dir / "last_checkpoint").write_text("epoch_4.pth")
 (work_dir / "teacher").write_text(options.get("--float-checkpoint", ""))
 """
 

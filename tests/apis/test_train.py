@@ -150,18 +150,18 @@ def test_launcher_on_gpus_leaves_the_config_alone(monkeypatch):
     monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
     name = OURS / "cascade_mask_rcnn_sibivit_swin_t.py"
     cfg = train_config(name, launcher="slurm")
-    assert differences(train_config(name), cfg) == {"launcher"}
+    assert differences(train_config(name), cfg) == {"launcher", "custom_hooks"}
     assert cfg.env_cfg.dist_cfg.backend == "nccl"
 
 
-def test_launcher_on_cpus_takes_gloo_and_batch_norm(monkeypatch):
+def test_launcher_on_cpus_takes_gloo_and_keeps_sync_bn(monkeypatch):
     monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
     cfg = train_config(OURS / "cascade_mask_rcnn_sibivit_swin_t.py", launcher="pytorch")
 
     assert cfg.env_cfg.dist_cfg.backend == "gloo"
-    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    wrapper = dict(type="CpuDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     assert cfg.model_wrapper_cfg == dict(**wrapper, find_unused_parameters=True)
-    assert [head.norm_cfg.type for head in cfg.model.roi_head.bbox_head] == ["BN"] * 3
+    assert [head.norm_cfg.type for head in cfg.model.roi_head.bbox_head] == ["SyncBN"] * 3
     with pytest.raises(ValueError, match="--launcher slurm needs a GPU"):
         train_config(OURS / "mask_rcnn_sibivit_swin_t.py", launcher="slurm")
 
@@ -176,7 +176,8 @@ def test_resume(configs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--resume: checkpoint .*epoch_1.pth does not exist"):
         train_config(config, resume=str(checkpoint), **option)
 
-    checkpoint.touch()
+    content = dict(state_dict={}, optimizer={}, message_hub={}, meta=dict(epoch=1, iter=4))
+    torch.save(content, checkpoint)
     (tmp_path / "last_checkpoint").write_text(str(checkpoint))
     for resume in ("auto", str(checkpoint)):
         cfg = train_config(config, resume=resume, **option)

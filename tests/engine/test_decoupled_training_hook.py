@@ -268,6 +268,21 @@ def test_autocast_and_accumulation_reach_the_distillation_term(tmp_path, teacher
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
 
 
+def test_the_switch_drops_what_an_accumulation_has_gathered(tmp_path):
+    """Gradients of the network with float weights are no part of a step with binary ones."""
+    waiting = []
+
+    class Waiting(Hook):
+        priority = "LOW"
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            waiting.append(any(p.grad is not None for p in runner.model.parameters()))
+
+    kwargs = dict(length=2, optim=dict(accumulative_counts=3), hooks=[Waiting()])
+    make_runner(tmp_path / "run", dict(switch_epoch=1), **kwargs).train()
+    assert waiting == [False, True, True, False, False, True, False, True]  # iteration 4 would have one waiting
+
+
 def test_checkpointed_blocks_can_be_distilled_and_equal_plain_ones(tmp_path, teacher):
     """Decision 5: non-reentrant checkpointing keeps the gradient of captured features."""
     states = []

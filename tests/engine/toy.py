@@ -35,8 +35,10 @@ class ToyModel(BaseModel):
     def __init__(self, **backbone):
         super().__init__()
         torch.manual_seed(0)
-        backbone = dict(arch=ARCH, out_indices=(1,), mlp_ratio=3, spatial_interaction=dict(ratio=1.0)) | backbone
-        self.backbone = BinarySwinTransformer(drop_path_rate=0.0, **backbone)
+        default = dict(
+            arch=ARCH, out_indices=(1,), mlp_ratio=3, spatial_interaction=dict(ratio=1.0), drop_path_rate=0.0
+        )
+        self.backbone = BinarySwinTransformer(**default | backbone)
         self.head = nn.Linear(16, 1)
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
@@ -67,25 +69,36 @@ def teacher_cfg(path, **kwargs):
     )
 
 
-def make_runner(work_dir, hook, *, model=None, by_epoch=True, length=3, hooks=(), optim=None, **kwargs):
+def make_runner(
+    work_dir,
+    hook,
+    *,
+    model=None,
+    by_epoch=True,
+    length=3,
+    hooks=(),
+    optim=None,
+    checkpoint=None,
+    data=None,
+    sampler=None,
+    **kwargs,
+):
     """Build a Runner of ``length`` epochs of four iterations, or of ``length`` iterations."""
     optimizer = dict(type="AdamW", lr=1e-2, weight_decay=0.0)
-    sampler = dict(type="DefaultSampler" if by_epoch else "InfiniteSampler", shuffle=True)
+    sampler = dict(type=sampler or ("DefaultSampler" if by_epoch else "InfiniteSampler"), shuffle=True)
+    loader = dict(batch_size=2, num_workers=0, sampler=sampler, dataset=ToyData(), collate_fn=default_collate)
     return Runner(
         model=model or ToyModel(),
         work_dir=str(work_dir),
-        train_dataloader=dict(
-            batch_size=2, num_workers=0, sampler=sampler, dataset=ToyData(), collate_fn=default_collate
-        ),
+        train_dataloader=loader | (data or {}),
         train_cfg=dict(by_epoch=True, max_epochs=length) if by_epoch else dict(by_epoch=False, max_iters=length),
         optim_wrapper=dict(type="OptimWrapper", optimizer=optimizer, clip_grad=dict(max_norm=5)) | (optim or {}),
         default_hooks=dict(
             logger=dict(type="LoggerHook", interval=1),
-            checkpoint=dict(type="CheckpointHook", interval=1, by_epoch=by_epoch),
+            checkpoint=checkpoint or dict(type="CheckpointHook", interval=1, by_epoch=by_epoch),
         ),
         custom_hooks=[*([dict(type="mmbivit.DecoupledTrainingHook", **hook)] if hook is not None else []), *hooks],
         log_processor=dict(by_epoch=by_epoch, window_size=1),
-        randomness=dict(seed=0, deterministic=True),
         experiment_name=uuid.uuid4().hex,
-        **kwargs,
+        **dict(randomness=dict(seed=0, deterministic=True)) | kwargs,
     )

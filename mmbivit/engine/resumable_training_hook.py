@@ -1,0 +1,117 @@
+"""Makes a run that was interrupted and resumed equal to one that was not."""
+
+import logging
+from typing import Any
+
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import IterableDataset
+
+from mmbivit.registry import HOOKS
+
+from .seeded_batches import SeededBatchSampler, seed_all
+
+__all__ = ["ResumableTrainingHook"]
+
+STATE_KEY = "resumable_training"
+
+
+@HOOKS.register_module()
+class ResumableTrainingHook(Hook):
+    """Lets a resumed run see the same data in the same order with the same random numbers as one without interruption.
+
+    MMEngine saves weights, optimizer and schedulers, but neither the state of random numbers nor the place in the
+    data: a resumed run shuffles, augments and drops paths differently. Here nothing needs to be saved, because
+    everything random follows from the seed and the place in the run:
+
+    - before each iteration, the random numbers of the model are seeded with seed, iteration and rank;
+    - before each image, those of its augmentation are seeded with seed, epoch and its place in the epoch, in whatever
+      worker it is loaded;
+    - a run that is resumed in the middle of an epoch takes the rest of its batches, without loading the others.
+
+    So augmentation does not depend on the number of workers, or training on how often it is validated. With one seed,
+    runs on CPUs are equal to the last bit (on one number of threads); on GPUs as far as their kernels are
+    (``randomness=dict(deterministic=True)``).
+
+    Data sets without indices (``IterableDataset``) cannot be resumed in their middle.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self) -> None:
+        self._saved: dict[str, int] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Note the seed that samplers were built with, as a checkpoint may have another one."""
+        self._built_seed = runner.seed
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Note what the place in the run is counted in."""
+        checkpoint[STATE_KEY] = self._units(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep what the place in the run was counted in."""
+        self._saved = checkpoint.get(STATE_KEY) or {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Set up the data where training begins or goes on."""
+        loop, loader = runner.train_loop, runner.train_dataloader
+        units = self._units(runner)
+        saved = self._saved if runner.iter and self._saved else units
+        if saved != units:
+            _warn(
+                f"Resumed with {units}, where the checkpoint was saved with {saved}: data and augmentation of the rest "
+                "are not what they would have been, and what is scheduled by epoch lasts longer or shorter."
+            )
+        if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+            _warn("The data loader has no batches of indices: after a resume, data begin anew.")
+            return
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+            if getattr(sampler, "seed", None) == self._built_seed:
+                sampler.seed = runner.seed
+        start = runner.iter - runner.epoch * saved["iterations_per_epoch"]
+        endless = isinstance(loop, IterBasedTrainLoop)
+        batches = SeededBatchSampler(loader.batch_sampler, runner.seed, runner.epoch, max(0, start), endless)
+        # The loader refuses a plain assignment, as an iterator that exists would go on with the old one; so none may.
+        vars(loader)["batch_sampler"] = batches
+        loader._iterator = None
+        if endless:
+            loop.dataloader_iterator = _ResumedIterator(type(loop.dataloader_iterator)(loader), runner.iter)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed what the model draws in this iteration."""
+        seed_all("iteration", runner.seed, runner.iter, get_rank())
+
+    def _units(self, runner: Runner) -> dict[str, int]:
+        loader = runner.train_dataloader
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 0)
+        return dict(
+            iterations_per_epoch=len(loader) if by_epoch else 0, images_per_iteration=get_world_size() * batch_size
+        )
+
+
+class _ResumedIterator:
+    """The endless iterator of an ``IterBasedTrainLoop``, whose data begin at the right place by themselves.
+
+    The loop wants to skip what it has seen: newer versions of MMEngine by ``skip_iter``, others by taking it.
+    """
+
+    def __init__(self, iterator: Any, seen: int):
+        self._iterator = iterator
+        self._to_skip = 0 if hasattr(iterator, "skip_iter") else seen
+
+    def skip_iter(self, number: int) -> None:
+        """Do nothing: it is skipped already."""
+
+    def __next__(self) -> Any:
+        if self._to_skip:
+            self._to_skip -= 1
+            return None
+        return next(self._iterator)
+
+
+def _warn(message: str) -> None:
+    print_log(message, "current", logging.WARNING)
