@@ -98,8 +98,8 @@ setup(
         # mmcv-lite is mmcv without compiled ops, as a wheel; mmcv 2.1.0 itself does not build with today's setuptools.
         # Its mmengine imports pkg_resources, which setuptools 81 and later do not promise any more.
         "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1", "setuptools<81"],
-        # Other runtimes, for ONNX export and for tools/benchmarks/packed_inference.py
-        "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino"],
+        # Other runtimes, for ONNX export and tools/benchmarks/packed_inference.py; psutil for tools/benchmarks/soak.py
+        "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
         "demo": ["scikit-learn", "scikit-image"],
         "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard"],
     },
