@@ -10,15 +10,15 @@ import torch
 from mmengine.dist import all_reduce, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmbivit.files import atomic_writer, remove_parts
 from mmbivit.models.checkpoint import load_checkpoint_file
 from mmbivit.registry import HOOKS
 
 from .latest_checkpoint import POINTER, find_resumable_checkpoint
+from .unwrapping import unwrapped_model
 
 __all__ = ["AtomicCheckpointHook"]
 
@@ -88,7 +88,7 @@ class AtomicCheckpointHook(CheckpointHook):
         gradients = checkpoint.pop(GRADIENTS_KEY, None)
         if not gradients or not runner._resume:
             return
-        for name, parameter in _unwrapped(runner).named_parameters():
+        for name, parameter in unwrapped_model(runner).named_parameters():
             if name in gradients:
                 parameter.grad = gradients[name].to(parameter)
         runner.logger.info("The gradients that were accumulated since the optimizer's last step were restored.")
@@ -173,14 +173,12 @@ class AtomicCheckpointHook(CheckpointHook):
             self.best_ckpt_path = path
 
 
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def _accumulated_gradients(runner: Runner) -> dict[str, Tensor]:
     """Gradients since the optimizer's last step by parameter, averaged over the ranks; all ranks must call this."""
-    gradients = {}
-    for name, parameter in _unwrapped(runner).named_parameters():
+    gradients: dict[str, Tensor] = {}
+    if runner.optim_wrapper.should_update():  # it has just made a step
+        return gradients
+    for name, parameter in unwrapped_model(runner).named_parameters():
         if parameter.grad is not None:
             gradients[name] = parameter.grad.detach().clone()
             all_reduce(gradients[name], op="mean")

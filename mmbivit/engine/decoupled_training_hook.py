@@ -15,6 +15,8 @@ from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
 
+from .unwrapping import unwrapped_model
+
 __all__ = ["DecoupledTrainingHook", "find_staged_backbone"]
 
 
@@ -89,7 +91,7 @@ class DecoupledTrainingHook(Hook):
         """Check the settings, then bring model and distillation into the stage where training starts or resumes."""
         self._check_switch(runner)
         self._check_wrapper(runner)
-        self._backbone = find_staged_backbone(_unwrapped(runner))
+        self._backbone = find_staged_backbone(unwrapped_model(runner))
         self._enter_stage(runner, self._wanted_stage(runner))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
@@ -180,17 +182,13 @@ class DecoupledTrainingHook(Hook):
             return
         teacher = _build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
         self._distiller = BlockDistiller(
-            _unwrapped(runner), self._backbone, teacher, self.distill_loss, self.distill_weight
+            unwrapped_model(runner), self._backbone, teacher, self.distill_loss, self.distill_weight
         )
 
     def _stop_distillation(self) -> None:
         if self._distiller is not None:
             self._distiller.remove()
             self._distiller = None
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _check_teacher(teacher: dict) -> None:

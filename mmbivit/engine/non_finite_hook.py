@@ -1,18 +1,20 @@
 """Stops a run at its first loss or gradient that is no number, before that reaches a weight."""
 
 from collections.abc import Iterable
+from functools import wraps
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmbivit.checks import check_integer
 from mmbivit.registry import HOOKS
+
+from .unwrapping import unwrapped_model
 
 __all__ = ["NonFiniteHook"]
 
@@ -54,8 +56,8 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Watch the losses that the model returns, and the steps of the optimizer."""
-        model, wrapper = _unwrapped(runner), runner.optim_wrapper
-        step = wrapper.step
+        model, wrapper = unwrapped_model(runner), runner.optim_wrapper
+        step = self._step = wrapper.step
 
         def check_losses(module: nn.Module, args: tuple, output: Any) -> None:
             if module.training and isinstance(output, dict):
@@ -63,6 +65,7 @@ class NonFiniteHook(Hook):
                 if self._problem is not None and not self._may_skip(runner):
                     raise FloatingPointError(_last_words(self._problem))
 
+        @wraps(step)  # schedulers mark it
         def checked_step(**kwargs: Any) -> None:
             problem = self._problem or self._problem_of_gradients(runner)
             if problem is None:
@@ -84,7 +87,7 @@ class NonFiniteHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Refuse to save parameters or running statistics that are not finite."""
-        parameters = dict(_unwrapped(runner).named_parameters())
+        parameters = dict(unwrapped_model(runner).named_parameters())
         for name, value in checkpoint["state_dict"].items():
             watched = name in parameters or name.endswith(("running_mean", "running_var"))
             if watched and not bool(value.isfinite().all()):
@@ -96,13 +99,13 @@ class NonFiniteHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Remove what was hung onto the model and its optimizer."""
         self._handle.remove()
-        del runner.optim_wrapper.step  # the method of the class is left
+        runner.optim_wrapper.step = self._step
 
     def _may_skip(self, runner: Runner) -> bool:
         return _skipped(runner) < self.max_skipped
 
     def _skip(self, runner: Runner, problem: str) -> None:
-        for buffer, value in zip(_unwrapped(runner).buffers(), self._buffers, strict=True):
+        for buffer, value in zip(unwrapped_model(runner).buffers(), self._buffers, strict=True):
             buffer.copy_(value)
         skipped = _skipped(runner) + 1
         runner.message_hub.update_info(SKIPPED, skipped)
@@ -131,7 +134,7 @@ class NonFiniteHook(Hook):
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         if scaler is not None and scaler.is_enabled():
             return None
-        gradients = {n: p.grad for n, p in _unwrapped(runner).named_parameters() if p.grad is not None}
+        gradients = {n: p.grad for n, p in unwrapped_model(runner).named_parameters() if p.grad is not None}
         if torch.nn.utils.get_total_norm(gradients.values(), float("inf")).isfinite():
             return None
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
@@ -151,10 +154,6 @@ def _skipped(runner: Runner) -> int:
 def _by_rank(found: str | None) -> str:
     """What each rank has found; all ranks must call this."""
     return "; ".join(f"{text} (rank {rank})" for rank, text in enumerate(all_gather_object(found)) if text is not None)
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _sum(loss: Tensor | Iterable[Tensor]) -> Tensor:

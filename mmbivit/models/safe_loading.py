@@ -75,7 +75,9 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     advice = ("Weights only load failed", "Check the documentation", "(1)", "(2)", "Please file an issue")
     telling = [line for line in lines if not line.startswith(advice)] or lines
-    return telling[0].removeprefix("WeightsUnpickler error: ").partition(". Please use ")[0].rstrip(".")[:300]
+    reason = telling[0].removeprefix("WeightsUnpickler error: ").partition(". Please use ")[0].rstrip(".")[:300]
+    is_sentence = isinstance(error, (pickle.UnpicklingError, OSError, RuntimeError, ValueError))
+    return reason if is_sentence else f"{type(error).__name__} {reason}"
 
 
 def _check_archive(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import urllib.error
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmengine.config import Config
 
 from mmbivit.apis import train, train_config
 from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
+from mmbivit.models.checkpoint import load_checkpoint_file
 
 OURS = Path(__file__).parents[2] / "configs"
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", interval=1, update_buffers=True)
@@ -298,3 +300,43 @@ def test_amp_on_the_cpu_computes_in_bfloat16(configs):
     with wrapper.optim_context(layer):
         assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
     assert layer(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_a_resumed_detector_equals_one_without_interruption(configs, float_checkpoint, tmp_path):
+    """With random flips, RoI sampling and stochastic depth, and a worker in the second run; across the switch."""
+
+    def run(name, **kwargs):
+        pipeline = [
+            dict(type="LoadImageFromFile"),
+            dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PackDetInputs"),
+        ]
+        options = {
+            "experiment_name": f"{tmp_path.name}_{name}",
+            "train_dataloader.dataset.pipeline": pipeline,
+            "model.backbone.drop_path_rate": 0.5,
+            "train_cfg.val_interval": 9,
+            "default_hooks.checkpoint.max_keep_ckpts": 2,
+        }
+        cfg = train_config(
+            configs["binary"],
+            work_dir=str(tmp_path / name),
+            seed=3,
+            ema=0.1,
+            float_checkpoint=str(float_checkpoint),
+            cfg_options=options | kwargs.pop("options", {}),
+            **kwargs,
+        )
+        train(cfg)
+        return load_checkpoint_file(str(tmp_path / name / "epoch_2.pth"))
+
+    whole = run("whole")
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "epoch_1.pth", tmp_path / "resumed" / "epoch_1.pth")
+    resumed = run("resumed", resume="auto", options={"train_dataloader.num_workers": 1})
+    for key in ("state_dict", "ema_state_dict"):
+        assert whole[key].keys() == resumed[key].keys()
+        assert [name for name, value in whole[key].items() if not torch.equal(value, resumed[key][name])] == []
+    assert int(whole["state_dict"]["backbone.training_stage"]) == 2

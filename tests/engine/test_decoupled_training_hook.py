@@ -339,10 +339,10 @@ def test_reset_lr_restarts_the_cosine(tmp_path, teacher):
         ({}, True, "give exactly one of switch_epoch and switch_iter"),
         (dict(switch_epoch=1, switch_iter=1), True, "give exactly one of"),
         (dict(switch_epoch=2), True, "switch_epoch=2 leaves one of the two stages empty; allowed: 1 to 1"),
-        (dict(switch_epoch=0), True, "switch_epoch=0 leaves one"),
+        (dict(switch_epoch=0), True, "switch_epoch=0; allowed: an integer of 1 or more"),
         (dict(switch_iter=8), True, "switch_iter=8 leaves one of the two stages empty; allowed: 1 to 7"),
         (dict(switch_epoch=1), False, "needs an epoch-based loop; with IterBasedTrainLoop give switch_iter"),
-        (dict(switch_epoch=1, distill_weight=-1), True, "distill_weight=-1; allowed: 0 or more"),
+        (dict(switch_epoch=1, distill_weight=-1), True, "distill_weight=-1; allowed: a number >= 0"),
         (dict(switch_epoch=1, teacher=dict(type="mmdet.SwinTransformer")), True, "teacher has no weights"),
     ],
 )

@@ -68,8 +68,8 @@ def test_checkpoints_may_be_elsewhere(work_dir, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is no checkpoint that can be loaded safely"),
-        (lambda path: path.write_bytes(b""), "is no checkpoint that can be loaded safely"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is no checkpoint, or not all of one"),
+        (lambda path: path.write_bytes(b""), "is no checkpoint, or not all of one"),
         (Path.unlink, "does not exist"),
         (lambda path: save(path, without="optimizer"), "has no optimizer, which training needs to go on"),
         (lambda path: save(path, without="meta"), "has no meta"),
