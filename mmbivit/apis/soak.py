@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
-import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -19,14 +19,15 @@ from rich.table import Table
 from mmbivit import config_path
 from mmbivit.datasets import make_digit_scenes
 
-__all__ = ["Attempt", "problems", "soak", "summary_table"]
+__all__ = ["Attempt", "problems", "read_attempts", "soak", "summary_table"]
 
 FLOAT, BINARY = "digits/mask_rcnn_swin_float_quick", "digits/mask_rcnn_sibivit"
 SAVE_EVERY, VALIDATE_EVERY = 25, 150  # iterations
 SAMPLE_SECONDS = 5
 WARM_UP_SECONDS = 30  # imports and the first batches
 GRACE_SECONDS = 15  # workers of a killed process look every 5 seconds whether it lives
-MOST_GROWTH = 100  # MB an hour
+SETTLED_SECONDS = 300  # until caches are filled and a few validations have been
+MOST_GROWTH = 200  # MB an hour, after that
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,27 @@ def summary_table(attempts: Sequence[Attempt]) -> Table:
 
 
 def _growth(memory: Sequence[float]) -> float | None:
-    """Slope of a straight line through the samples in MB an hour; None for less than two minutes of them."""
-    if len(memory) * SAMPLE_SECONDS < 120:
+    """Growth of the settled memory in MB an hour, from the medians of its first and last third.
+
+    Validation needs more for a while, which a median leaves out. None for less than ten minutes of samples.
+    """
+    settled = memory[int((SETTLED_SECONDS - WARM_UP_SECONDS) / SAMPLE_SECONDS) :]
+    third = len(settled) // 3
+    if len(settled) * SAMPLE_SECONDS < 600:
         return None
-    return float(np.polyfit(np.arange(len(memory)) * SAMPLE_SECONDS / 3600, memory, 1)[0])
+    return (median(settled[-third:]) - median(settled[:third])) / ((len(settled) - third) * SAMPLE_SECONDS / 3600)
+
+
+def read_attempts(out: Path) -> list[Attempt]:
+    """Read what :func:`soak` has written.
+
+    Raises:
+        FileNotFoundError: if there is no soak in this folder.
+    """
+    file = out / "soak.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: run tools/benchmarks/soak.py first, without --report")
+    return [Attempt(**attempt) for attempt in json.loads(file.read_text())]
 
 
 def _describe(number: int, attempt: Attempt) -> str:

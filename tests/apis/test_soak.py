@@ -1,6 +1,8 @@
 """The long run that is killed, with a stand-in for training."""
 
+import json
 import sys
+from dataclasses import asdict
 from io import StringIO
 
 import psutil
@@ -50,11 +52,21 @@ def test_problems():
     assert problems([attempt(), attempt(75, 160)]) == ["attempt 2 began with iteration 75, after one that ended at 100"]
     assert len(problems([attempt(), attempt(102, 160)])) == 1
     assert len(problems([attempt(left_processes=1), attempt(101, left_shared=2)])) == 2
-    # One MB in 5 seconds are 720 an hour, a hundredth of that is allowed.
-    growing = tuple(500.0 + i for i in range(30))
-    assert problems([attempt(memory=growing)]) == ["memory of attempt 1 grew by 720 MB an hour"]
-    assert problems([attempt(memory=tuple(500.0 + i / 100 for i in range(30)))]) == []
-    assert problems([attempt(memory=growing[:20])]) == []  # too short to tell
+    # After five minutes (54 samples), 0.5 MB in each 5 seconds are 360 an hour; 200 are allowed. Peaks do not count.
+    settled = (500.0,) * 54
+    growing = tuple(500.0 + i / 2 for i in range(120))
+    assert problems([attempt(memory=settled + growing)]) == ["memory of attempt 1 grew by 360 MB an hour"]
+    assert problems([attempt(memory=settled + tuple(500.0 + i / 5 for i in range(120)))]) == []
+    assert problems([attempt(memory=growing[:54] + (530.0, 530.0, 530.0, 900.0) * 30)]) == []
+    assert problems([attempt(memory=settled + growing[:119])]) == []  # too short to tell
+
+
+def test_an_earlier_run_is_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run tools/benchmarks/soak.py first"):
+        module.read_attempts(tmp_path)
+    attempts = [attempt(), attempt(None, None)]
+    (tmp_path / "soak.json").write_text(json.dumps([asdict(each) for each in attempts]))
+    assert summary_table(module.read_attempts(tmp_path)).row_count == 2
 
 
 def test_table():

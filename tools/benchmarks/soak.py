@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
-from mmbivit.apis.soak import problems, soak, summary_table
+from mmbivit.apis.soak import problems, read_attempts, soak, summary_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="how long (default: 60)")
     parser.add_argument("--kill-minutes", type=float, default=4, help="mean time between kills (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the times between kills")
+    parser.add_argument("--report", action="store_true", help="only show what an earlier run in --out has found")
     add_debug_option(parser)
     return parser.parse_args()
 
@@ -28,7 +29,10 @@ def main() -> None:
     console = Console()
     with user_errors(args.debug):
         tools = Path(__file__).resolve().parents[1]
-        attempts = soak(args.out, tools, args.minutes, args.kill_minutes, args.seed, console)
+        if args.report:
+            attempts = read_attempts(args.out)
+        else:
+            attempts = soak(args.out, tools, args.minutes, args.kill_minutes, args.seed, console)
     console.print(summary_table(attempts))
     found = problems(attempts)
     console.print("\n".join(found) if found else "nothing left behind, nothing lost", highlight=False)
