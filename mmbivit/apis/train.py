@@ -16,6 +16,7 @@ from torch import nn
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import (
     NonFiniteHook,
+    ReleaseMemoryHook,
     ResumableTrainingHook,
     ThroughputHook,
     WorkerEndHook,
@@ -180,7 +181,7 @@ def _train(cfg: Config, notes: Iterable[str]) -> nn.Module:
     runner = build_runner(cfg, notes)
     if get_device() == "cpu":
         runner.register_hook(PeakMemoryHook())
-    for hook in (ThroughputHook, ResumableTrainingHook, NonFiniteHook, WorkerEndHook):
+    for hook in (ThroughputHook, ResumableTrainingHook, NonFiniteHook, WorkerEndHook, ReleaseMemoryHook):
         if not any(isinstance(registered, hook) for registered in runner.hooks):
             runner.register_hook(hook())
     model = runner.train()

@@ -5,6 +5,7 @@ from .decoupled_training_hook import DecoupledTrainingHook
 from .latest_checkpoint import find_resumable_checkpoint
 from .non_finite_hook import NonFiniteHook
 from .ranks_hook import RanksHook
+from .release_memory_hook import ReleaseMemoryHook
 from .resumable_training_hook import ResumableTrainingHook
 from .throughput_hook import ThroughputHook
 from .worker_end_hook import WorkerEndHook
@@ -14,6 +15,7 @@ __all__ = [
     "DecoupledTrainingHook",
     "NonFiniteHook",
     "RanksHook",
+    "ReleaseMemoryHook",
     "ResumableTrainingHook",
     "ThroughputHook",
     "WorkerEndHook",
