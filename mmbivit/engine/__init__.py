@@ -7,6 +7,7 @@ from .non_finite_hook import NonFiniteHook
 from .ranks_hook import RanksHook
 from .release_memory_hook import ReleaseMemoryHook
 from .resumable_training_hook import ResumableTrainingHook
+from .sign_flips_hook import SignFlipsHook
 from .throughput_hook import ThroughputHook
 from .worker_end_hook import WorkerEndHook
 
@@ -17,6 +18,7 @@ __all__ = [
     "RanksHook",
     "ReleaseMemoryHook",
     "ResumableTrainingHook",
+    "SignFlipsHook",
     "ThroughputHook",
     "WorkerEndHook",
     "find_resumable_checkpoint",

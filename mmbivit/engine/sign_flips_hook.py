@@ -1,0 +1,94 @@
+"""How many binary weights change their sign while a network trains."""
+
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from mmbivit.binary import BinaryLinear
+from mmbivit.checks import check_integer
+from mmbivit.deploy.packing import pack_signs, unpack_signs
+from mmbivit.registry import HOOKS
+
+from .unwrapping import unwrapped_model
+
+__all__ = ["SignFlipsHook"]
+
+PREFIX = "sign_flips"
+_STATE = "sign_flips_signs"
+
+
+@HOOKS.register_module()
+class SignFlipsHook(Hook):
+    """Logs which share of the binary weights has another sign than the last time it looked (weight oscillation).
+
+    A sign is that of ``W - mean(W)`` per output channel (SI-BiViT, Eq. 4). In stage 1, where weights are float, it is
+    the sign that they would have. The log gets ``sign_flips``, of all weights, and ``sign_flips/<layer>`` for each
+    layer, from 0 to 1. What was seen last is kept in checkpoints, 1 bit a weight, so a resumed run logs the same.
+
+    Args:
+        interval: iterations between two looks; ``None`` for once an epoch, which needs an epoch-based loop.
+
+    Raises:
+        ValueError: if ``interval`` is no positive integer, if it is missing in a run by iterations, or if the model has
+            no binary layer; the last two before training.
+    """
+
+    priority = "NORMAL"  # before checkpoints are written
+
+    def __init__(self, interval: int | None = None):
+        if interval is not None:
+            check_integer("interval", interval, 1)
+        self.interval = interval
+        self._signs: dict[str, Tensor] = {}
+        self._loaded: dict[str, Tensor] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Look for the first time, unless a checkpoint knows what was seen last."""
+        if self.interval is None and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError("SignFlipsHook: set interval, in iterations, for a run that has no epochs")
+        signs = weight_signs(runner)
+        if not signs:
+            raise ValueError("SignFlipsHook: the model has no layer with binary weights")
+        self._signs, loaded, self._loaded = signs, self._loaded, None
+        for name, words in (loaded or {}).items():
+            if name in signs:
+                self._signs[name] = unpack_signs(words, signs[name].shape[1]).to(signs[name].device)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Look every ``interval`` iterations."""
+        if self.interval is not None and self.every_n_train_iters(runner, self.interval):
+            self._look(runner, runner.iter + 1)  # the loop counts it after this
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the end of an epoch."""
+        if self.interval is None:
+            self._look(runner, runner.iter)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what was seen last."""
+        checkpoint[_STATE] = {name: pack_signs(signs).cpu() for name, signs in self._signs.items()}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take over what was seen last; a checkpoint of a run without this hook has nothing."""
+        self._loaded = checkpoint.get(_STATE)
+
+    def _look(self, runner: Runner, iterations: int) -> None:
+        if not is_main_process():
+            return
+        signs, before = weight_signs(runner), self._signs
+        self._signs = signs
+        flips = {name: int((signs[name] != before[name]).sum()) for name in signs}
+        shares = {f"{PREFIX}/{name}": count / signs[name].numel() for name, count in flips.items()}
+        total = sum(flips.values()) / sum(map(Tensor.numel, signs.values()))
+        runner.visualizer.add_scalars({PREFIX: total, **shares, "iter": iterations}, step=iterations)
+
+
+@torch.no_grad()
+def weight_signs(runner: Runner) -> dict[str, Tensor]:
+    """Return where each binary layer's weights are +1 by Eq. 4, ``(out_features, in_features)``, by name."""
+    layers = {n: m for n, m in unwrapped_model(runner).named_modules() if isinstance(m, BinaryLinear)}
+    return {name: layer.weight >= layer.weight.mean(dim=1, keepdim=True) for name, layer in layers.items()}
