@@ -1,7 +1,7 @@
 """Swin Transformer, float or binary, with or without spatial interaction: one class."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from mmengine.logging import MMLogger
@@ -141,7 +141,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Transform tokens that lie on a grid of ``hw_shape``."""
         if self.with_cp and self.training and x.requires_grad:
-            contexts = (nullcontext(), _kept_bn_stats(self))
+            contexts = (nullcontext(), _KeptBNStats(self))
             return checkpoint(self._forward, x, hw_shape, use_reentrant=False, context_fn=lambda: contexts)
         return self._forward(x, hw_shape)
 
@@ -153,17 +153,19 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(x, layout))
 
 
-@contextmanager
-def _kept_bn_stats(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of BatchNorm while a checkpointed block is computed a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    try:
-        for norm in norms:
+class _KeptBNStats:
+    """Keeps the running statistics of BatchNorm while a checkpointed block is computed again; may be entered anew."""
+
+    def __init__(self, module: nn.Module):
+        self._norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def __enter__(self) -> None:
+        self._kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        for norm in self._norms:
             norm.momentum = 0.0
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+
+    def __exit__(self, *exc_info: object) -> None:
+        for norm, (momentum, batches) in zip(self._norms, self._kept, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)
 
