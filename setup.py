@@ -71,6 +71,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
+    package_data={"mmbivit.apis": ["templates/*.html"]},
     cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},
     ext_modules=[
         Extension(
@@ -91,6 +92,7 @@ setup(
         "safetensors",
         "rich",
         "matplotlib",
+        "jinja2",
     ],
     extras_require={
         # Two families that own the same folders: install one of them. None declares all that it imports.
@@ -101,6 +103,7 @@ setup(
         # Other runtimes, for ONNX export and tools/benchmarks/packed_inference.py; psutil for tools/benchmarks/soak.py
         "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
         "demo": ["scikit-learn", "scikit-image"],
-        "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard"],
+        # playwright looks at pages in a Chromium or Chrome of the machine, where there is one
+        "dev": ["pytest", "ruff", "setuptools>=77", "wheel", "tensorboard", "playwright"],
     },
 )

@@ -97,7 +97,7 @@ def final_accuracies(runs: Sequence[Sequence[dict[str, float]]]) -> list[float]:
 
 def markdown_table(results: dict[Arm, list[list[dict[str, float]]]]) -> str:
     """Format the accuracy after the last epoch, with the sample standard deviation over seeds, as Markdown."""
-    lines = ["| | top-1, % | each seed | parameters | weights as 1 bit |", "|---|---|---|---|---|"]
+    lines = ["| | top-1, % | each seed | parameters | size, 1-bit weights |", "|---|---|---|---|---|"]
     for arm, runs in results.items():
         accuracies = final_accuracies(runs)
         with DefaultScope.overwrite_default_scope("mmengine"):

@@ -117,6 +117,11 @@ class BinaryLinear(nn.Linear):
         """Bits of one input as it is used now: 1, or 32 while the activations are float."""
         return self.input_quantizer.bits
 
+    @property
+    def product_bits(self) -> tuple[tuple[int, int], ...]:
+        """Bits of the two sides of each product that the forward pass computes, now and in its order."""
+        return ((self.input_bits, self.weight_bits),)
+
     def effective_weight(self) -> Tensor:
         """Return the weight matrix that multiplies the input now: binarized, or the latent one."""
         return binarize_weight(self.weight) if self.binarize_weight else self.weight

@@ -53,6 +53,12 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
+    @property
+    def product_bits(self) -> tuple[tuple[int, int], ...]:
+        """Bits of the two sides of ``q k^T`` and of ``weights v``, now; what has no ``bits`` of its own is float."""
+        qkv, weights = (getattr(module, "bits", 32) for module in (self.qkv_quantizer, self.attention))
+        return (qkv, qkv), (weights, qkv)
+
     def relative_position_bias(self) -> Tensor:
         """Return the bias of each head, query and key, ``(num_heads, N, N)``."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
