@@ -24,7 +24,7 @@ from .checkpoints import load_classifier
 from .config import inner_dataset, is_classifier, load_config
 from .predict import check_run_options, find_images, refuse_packed_file
 
-__all__ = ["check_topk", "classify", "classify_files", "predictions_table"]
+__all__ = ["build_transform", "check_topk", "classify", "classify_files", "load_image", "predictions_table"]
 
 
 def classify(
@@ -65,7 +65,7 @@ def classify(
     files = find_images(images, unique_names=out_dir is not None)
     cfg.model.topk = topk
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
-        transform = _build_transform(cfg)
+        transform = build_transform(cfg)
         model = MODELS.build(cfg.model)
     load_classifier(model, checkpoint)
     return classify_files(model.to(device or get_device()), transform, files, out_dir, batch_size)
@@ -85,7 +85,7 @@ def classify_files(
     results = []
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     for batch in track(batches, description="Classifying", console=Console(stderr=True)):
-        inputs = torch.stack([_load(file, transform) for file in batch])
+        inputs = torch.stack([load_image(file, transform) for file in batch])
         with torch.no_grad():
             predictions = model.test_step(dict(inputs=inputs, img_path=list(map(str, batch))))
         results += map(_result, predictions)
@@ -105,7 +105,8 @@ def predictions_table(results: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _build_transform(cfg: Config) -> Compose:
+def build_transform(cfg: Config) -> Compose:
+    """Build the transform of a classifier's test data; raises a ValueError if the config has none."""
     name = "test_dataloader" if cfg.get("test_dataloader") else "val_dataloader"
     if not cfg.get(name):
         raise ValueError(f"{cfg.filename} has neither test_dataloader nor val_dataloader, whose transform images need")
@@ -115,7 +116,8 @@ def _build_transform(cfg: Config) -> Compose:
     return Compose(pipeline)
 
 
-def _load(file: Path, transform: Compose) -> Tensor:
+def load_image(file: Path, transform: Compose) -> Tensor:
+    """Load and transform an image for a classifier, ``(3, H, W)``; raises a ValueError if it cannot be decoded."""
     try:
         with Image.open(file) as image:
             rgb = to_rgb(image)

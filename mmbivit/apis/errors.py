@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 
 from mmbivit.checks import did_you_mean
 
-__all__ = ["is_user_error", "user_errors"]
+__all__ = ["error_message", "is_user_error", "user_errors"]
 
 DEBUG_VARIABLE = "MMBIVIT_DEBUG"
 _PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
@@ -34,7 +34,7 @@ def user_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0") or not is_user_error(error):
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {error_message(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -60,7 +60,8 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, (KeyError, TypeError)) and _config_message(error) is not None
 
 
-def _message(error: Exception) -> str:
+def error_message(error: Exception) -> str:
+    """Return what a user is told of an error for which :func:`is_user_error` holds."""
     if isinstance(error, (KeyError, TypeError)):
         return _config_message(error)
     text = str(error)

@@ -17,7 +17,7 @@ from mmbivit.registry import HOOKS
 
 from .unwrapping import unwrapped_model
 
-__all__ = ["DecoupledTrainingHook", "find_staged_backbone"]
+__all__ = ["DecoupledTrainingHook", "build_teacher", "find_staged_backbone"]
 
 
 def find_staged_backbone(model: nn.Module) -> StagedModule:
@@ -180,7 +180,7 @@ class DecoupledTrainingHook(Hook):
         self._stop_distillation()
         if self.teacher_cfg is None:
             return
-        teacher = _build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
+        teacher = build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
         self._distiller = BlockDistiller(
             unwrapped_model(runner), self._backbone, teacher, self.distill_loss, self.distill_weight
         )
@@ -202,8 +202,16 @@ def _check_teacher(teacher: dict) -> None:
     check_keys("teacher.init_cfg", teacher["init_cfg"], ["checkpoint"], ["type", "prefix"])
 
 
-def _build_teacher(cfg: dict) -> nn.Module:
-    """Build the teacher and load its weights, through our own loader for any class of backbone."""
+def build_teacher(cfg: dict) -> nn.Module:
+    """Build a teacher, and load its weights through our own loader for any class of backbone.
+
+    Args:
+        cfg: config of the backbone, with ``init_cfg`` that names its checkpoint.
+
+    Raises:
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if it lacks weights of the teacher's blocks.
+    """
     cfg = copy.deepcopy(cfg)
     init_cfg = cfg.pop("init_cfg")
     teacher = ROOT_MODELS.build(cfg)

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmbivit import get_config
 from mmbivit.apis import use_safe_loading
-from mmbivit.engine.decoupled_training_hook import _build_teacher
+from mmbivit.engine.decoupled_training_hook import build_teacher
 from mmbivit.models import BinarySwinTransformer, load_pretrained
 from tests.swin_weights import ARCH, make_classifier, make_timm_swin, official_keys, randomise
 
@@ -208,7 +208,7 @@ def test_the_teacher_of_distillation_takes_timm_names(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     reference = make_timm_swin()
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: reference)
-    teacher = _build_teacher(
+    teacher = build_teacher(
         dict(
             type="mmbivit.BinarySwinTransformer",
             arch=ARCH,
