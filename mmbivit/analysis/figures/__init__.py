@@ -1,0 +1,1 @@
+"""Pictures of what a network does: functions that return matplotlib figures."""

@@ -1,0 +1,166 @@
+"""Spatial interaction capability: how much the tokens of a binary network see of each other."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmbivit.checks import check_integers
+from mmbivit.models.stage import StagedModule
+from mmbivit.models.swin import SwinBlock
+
+from .observation import observed
+from .unchanged import unchanged
+
+__all__ = ["InteractionRow", "SpatialInteractionCapability", "spatial_interaction"]
+
+ATTENTION = "attn"
+
+
+@dataclass(frozen=True)
+class InteractionRow:
+    """Spatial interaction capability of one module of a block.
+
+    Args:
+        block: name of the block in the backbone, such as ``stages.0.blocks.1``.
+        module: name of the module in the block: ``attn``, ``mlp``, ``mlp.si.fc1`` or ``mlp.si.fc2``.
+        tokens: tokens ``n`` of a window.
+        hidden_tokens: hidden tokens ``n'`` of the token mixing; ``None`` for the other modules.
+        windows: windows of one image.
+        sic: capability for one image (Eq. 6).
+    """
+
+    block: str
+    module: str
+    tokens: int
+    hidden_tokens: int | None
+    windows: int
+    sic: int
+
+
+@dataclass(frozen=True)
+class SpatialInteractionCapability:
+    """Spatial interaction capability of a network.
+
+    Args:
+        rows: of each module of each block, in the order of the network.
+        input_shape: channels, height and width of the image.
+    """
+
+    rows: tuple[InteractionRow, ...]
+    input_shape: tuple[int, int, int]
+
+    @property
+    def total(self) -> int:
+        """Capability of the whole network."""
+        return sum(row.sic for row in self.rows)
+
+    @property
+    def attention(self) -> int:
+        """Capability of the attention alone."""
+        return sum(row.sic for row in self.rows if row.module == ATTENTION)
+
+    @property
+    def times(self) -> float:
+        """Total relative to attention alone, the papers' "SIC times"; NaN where windows have a single token."""
+        return self.total / self.attention if self.attention else math.nan
+
+    def by_block(self) -> dict[str, tuple[int, int]]:
+        """Return the capability of attention and of token mixing (both layers) by block."""
+        sums: dict[str, tuple[int, int]] = {}
+        for row in self.rows:
+            attention, mixing = sums.get(row.block, (0, 0))
+            if row.module == ATTENTION:
+                sums[row.block] = (attention + row.sic, mixing)
+            else:
+                sums[row.block] = (attention, mixing + row.sic)
+        return sums
+
+
+def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> SpatialInteractionCapability:
+    """Compute ``SIC = sum_i Inter(Z_i) * Range(Z_i)`` of each block (SI-BiViT, Eq. 6, 3.2 and 3.3.1).
+
+    In a window of ``n`` tokens each token meets ``n - 1`` others, and in a binary network the strength of a meeting
+    has a range of 2 values:
+
+    - attention: ``2 n (n - 1)``,
+    - MLP over channels: 0, since each token is on its own,
+    - each linear layer of the token mixing: ``2 n' (n - 1)`` with ``n'`` hidden tokens.
+
+    The token mixing has two linear layers, ``n -> n'`` and ``n' -> n``. Counting each as above makes a network with it
+    ``1 + 2 n' / n`` times one without, which are the papers' figures exactly: 3 times for ``n' = n`` (Table 7), 2 and
+    5 for ``n / 2`` and ``2 n`` (Table 8), 7 for ``3 n`` (supplement, Table 2).
+
+    All windows of one image are added up. Eq. 6 knows no masks: keys that are masked, because a window is shifted or
+    padded, count like any other.
+
+    Args:
+        module: a binary backbone of ours, or a classifier or detector with it as ``backbone``. It is run once, in
+            evaluation mode, on an image of zeros; afterwards it is as before.
+        input_shape: channels, height and width of the image in pixels.
+
+    Raises:
+        ValueError: for an impossible shape, and for a network without SIC: one without our blocks, with float attention
+            or float token mixing, or in training stage 1.
+    """
+    check_integers("input_shape", input_shape, 1, 100_000)
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape={tuple(input_shape)}; allowed: (channels, height, width)")
+    backbone = getattr(module, "backbone", module)
+    blocks = {name: block for name, block in backbone.named_modules() if isinstance(block, SwinBlock)}
+    _check_binary(backbone, blocks)
+    rows = []
+    for name, (windows, tokens) in _windows(backbone, blocks, input_shape).items():
+        rows.append(InteractionRow(name, ATTENTION, tokens, None, windows, windows * 2 * tokens * (tokens - 1)))
+        rows.append(InteractionRow(name, "mlp", tokens, None, windows, 0))
+        if (si := blocks[name].mlp.si) is not None:
+            hidden = si.fc1.out_features
+            sic = windows * 2 * hidden * (tokens - 1)
+            rows += [InteractionRow(name, f"mlp.si.{fc}", tokens, hidden, windows, sic) for fc in ("fc1", "fc2")]
+    return SpatialInteractionCapability(tuple(rows), tuple(input_shape))
+
+
+def _check_binary(backbone: nn.Module, blocks: dict[str, SwinBlock]) -> None:
+    """Raise where the range of an interaction is not 2."""
+    if not blocks:
+        raise ValueError(
+            f"{type(backbone).__name__} has no spatial interaction capability (Eq. 6): it is defined for binary "
+            "attention, such as mmbivit.BinarySwinTransformer's"
+        )
+    if isinstance(backbone, StagedModule) and backbone.stage == 1:
+        raise ValueError(
+            "the network is in training stage 1, where spatial interaction is idle or attention float; "
+            "give one of stage 2"
+        )
+    for name, block in blocks.items():
+        bits = [("attention", getattr(block.attn.attention, "bits", 32))]
+        if (si := block.mlp.si) is not None:
+            bits += [("token mixing", getattr(linear, "weight_bits", 32)) for linear in (si.fc1, si.fc2)]
+        for part, width in bits:
+            if width != 1:
+                raise ValueError(
+                    f"the {part} of {name} is float, but spatial interaction capability (Eq. 6) is defined for a "
+                    "binary network; give a config with a binary recipe, such as 'sibivit'"
+                )
+
+
+def _windows(
+    backbone: nn.Module, blocks: dict[str, SwinBlock], input_shape: Sequence[int]
+) -> dict[str, tuple[int, int]]:
+    """Run an image through the backbone; return windows, and tokens of a window, in the attention of each block."""
+    shapes: dict[str, tuple[int, int]] = {}
+
+    def see(name: str, args: tuple, output: Tensor) -> None:
+        shapes[name] = (args[0].shape[0], args[0].shape[1])
+
+    attentions = {name: block.attn for name, block in blocks.items()}
+    image = next(backbone.parameters()).new_zeros(1, *input_shape)
+    try:
+        with unchanged(backbone, training=False), observed(attentions, see), torch.no_grad():
+            backbone(image)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"input_shape={tuple(input_shape)} does not pass through the network: {reason}") from error
+    return shapes
