@@ -1,0 +1,115 @@
+"""Attention maps: which tokens of the image one token attends to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmbivit.models.attention import WindowAttention
+from mmbivit.models.layout import WindowLayout
+
+from .observation import find_block, observed
+from .unchanged import unchanged
+
+__all__ = ["AttentionMap", "attention_map"]
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Which tokens one token of a block attends to, on the grid ``H' x W'`` of the block's tokens.
+
+    Args:
+        block: name of the block.
+        weights: attention weights by head and token, ``(heads, H', W')``; NaN for tokens that the asking token cannot
+            see: those outside its window, and those that a shifted window has from the opposite border.
+        query: row and column of the asking token.
+        stride: pixels along a token.
+        padding: by head, the sum of weights on the padding of a window at the border, ``(heads,)``.
+        binary: whether weights are selections, ``1 / number selected`` or 0, instead of probabilities.
+    """
+
+    block: str
+    weights: np.ndarray
+    query: tuple[int, int]
+    stride: int
+    padding: np.ndarray
+    binary: bool
+
+    @property
+    def visible(self) -> np.ndarray:
+        """Which tokens the asking token can see, ``(H', W')``."""
+        return ~np.isnan(self.weights[0])
+
+
+def attention_map(
+    network: nn.Module, image: Tensor, block: str | None = None, query: tuple[int, int] | None = None
+) -> AttentionMap:
+    """Run a backbone on an image and return what one token attends to.
+
+    Args:
+        network: :class:`mmbivit.models.BinarySwinTransformer` of any recipe, or mmdet's ``SwinTransformer``.
+        image: normalised image ``(1, 3, H, W)``.
+        block: name of a block, by default the last of the first stage.
+        query: pixel ``(x, y)`` whose token asks, the middle of the image by default.
+
+    Raises:
+        ValueError: if there is no such block or pixel, or the network is of another kind.
+    """
+    name, module = find_block(network, block)
+    height, width = image.shape[-2:]
+    x, y = query or (width // 2, height // 2)
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f"pixel {x} {y} is not in the image, which has {width} x {height} pixels where the network gets it; "
+            f"allowed: 0 to {width - 1} and 0 to {height - 1}"
+        )
+    weights, layout, binary = _run(network, image, module)
+    patch_size = next(part for part in network.patch_embed.modules() if isinstance(part, nn.Conv2d)).stride[0]
+    stride = patch_size * 2 ** int(name.split(".")[1])
+    token = (y // stride, x // stride)
+    on_grid, on_padding = _of_token(weights, layout, token)
+    return AttentionMap(name, on_grid, token, stride, on_padding, binary)
+
+
+def _run(network: nn.Module, image: Tensor, block: nn.Module) -> tuple[Tensor, WindowLayout, bool]:
+    """Return the attention weights of a block, its layout, and whether the weights are binary."""
+    softmax, holder, layout_of = _parts(block)
+    seen = {}
+
+    def see(name: str, args: tuple, output: Tensor) -> None:
+        seen[name] = output if name == "weights" else layout_of(args)
+
+    with torch.no_grad(), unchanged(network, training=False), observed(dict(weights=softmax, layout=holder), see):
+        network(image)
+    return seen["weights"].float().cpu(), seen["layout"], getattr(softmax, "bits", 32) == 1
+
+
+def _parts(block: nn.Module) -> tuple[nn.Module, nn.Module, Callable[[tuple], WindowLayout]]:
+    """Return a block's softmax, a part that is called with the layout, and how to read it from the arguments."""
+    attention = block.attn
+    if isinstance(attention, WindowAttention):
+        return attention.attention, block.mlp, lambda args: args[1]
+    if hasattr(attention, "w_msa"):  # mmdet's, whose parts get the shape of the grid
+        size, shift = attention.window_size, attention.shift_size
+        return attention.w_msa.softmax, attention, lambda args: WindowLayout(args[1], size, shift)
+    raise ValueError(
+        f"the attention of {type(block).__name__} cannot be looked at; allowed: blocks of "
+        "mmbivit.BinarySwinTransformer and mmdet.SwinTransformer"
+    )
+
+
+def _of_token(weights: Tensor, layout: WindowLayout, token: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Take one query's weights out of ``(num_windows, heads, N, N)`` and put them on the grid of tokens."""
+    height, width = layout.hw_shape
+    # The tokens' numbers, from 1, go the way of the tokens; 0 is padding.
+    numbers = layout.split(torch.arange(1, height * width + 1).view(1, -1, 1)).squeeze(-1)
+    window, position = (numbers == token[0] * width + token[1] + 1).nonzero()[0].tolist()
+    keys, of_query = numbers[window], weights[window, :, position]
+    visible = keys > 0
+    if (mask := layout.attention_mask(mask_padding=False)) is not None:
+        visible &= ~mask[window, position]
+    on_grid = torch.full((len(of_query), height * width), torch.nan)
+    on_grid[:, keys[visible] - 1] = of_query[:, visible]
+    return on_grid.view(-1, height, width).numpy(), of_query[:, keys == 0].sum(dim=1).numpy()
