@@ -5,20 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
-from pycocotools import mask as mask_utils
 from rich.table import Table
 
 from mmbivit import config_path
 from mmbivit.analysis import ModelSize, model_size
+from mmbivit.analysis.figures.detections import detections_figure
 from mmbivit.datasets import DigitScenes
-from mmbivit.datasets.scene_drawing import draw_instance
 from mmbivit.deploy import load
 
 from .config import load_config
 from .demo import DemoPlan
+from .plots.detections import read_annotations, read_detections, read_images
 from .predict import predict
 
 if TYPE_CHECKING:
@@ -56,8 +54,8 @@ def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
     table.add_section()
     table.add_row("parameters", *(_pair(pair, "params", 1e6, "M") for pair in sizes))
     table.add_row("of them binary", *(_pair(pair, "binary_weights", 1e6, "M") for pair in sizes))
-    table.add_row("weights as float32", *(_pair(pair, "float_bytes", 1e6, "MB") for pair in sizes))
-    table.add_row("weights as 1 bit (counted)", "-", _pair(sizes[1], "packed_bytes", 1e6, "MB"))
+    table.add_row("as float32", *(_pair(pair, "float_bytes", 1e6, "MB") for pair in sizes))
+    table.add_row("with 1-bit weights (counted)", "-", _pair(sizes[1], "packed_bytes", 1e6, "MB"))
     packed = load(out / "sibivit.safetensors")
     stored = (sum(tensor.nbytes for tensor in m.state_dict().values()) / 1e6 for m in (packed.backbone, packed))
     table.add_row("in the packed file", "-", "-", " / ".join(f"{size:.2f}" for size in stored) + " MB")
@@ -91,38 +89,12 @@ def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_th
         predictions: JSON files of :func:`mmbivit.apis.predict` for the first validation scenes, by detector.
         score_thr: lowest score of a detection that is drawn.
     """
-    from matplotlib.figure import Figure
-
     scenes = DigitScenes.load(data)
-    content = json.loads(scenes.ann_file("val").read_text())
     count = min(len(files) for files in predictions.values())
-    rows = ["annotation", *predictions]
-    figure = Figure(figsize=(1.9 * count, 2.0 * len(rows)), dpi=110, layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for column, image in enumerate(sorted(content["images"], key=lambda image: image["file_name"])[:count]):
-        pixels = np.asarray(Image.open(scenes.image_dir("val") / image["file_name"]))
-        truth = [item for item in content["annotations"] if item["image_id"] == image["id"]]
-        shown = [truth] + [_read_detections(files[column], score_thr) for files in predictions.values()]
-        for row, instances in enumerate(shown):
-            axis = axes[row, column]
-            axis.imshow(pixels, interpolation="nearest")
-            for item in instances:
-                draw_instance(axis, item, item.get("name", str(item["category_id"] - 1)))
-            axis.set(xticks=[], yticks=[])
-            if column == 0:
-                axis.set_ylabel(rows[row], fontsize=11)
-    return figure
-
-
-def _read_detections(file: Path, score_thr: float) -> list[dict]:
-    """Read detections as COCO annotations with a name of class and score."""
-    found = json.loads(file.read_text())
-    detections = []
-    for label, score, (x1, y1, x2, y2), mask in zip(
-        found["labels"], found["scores"], found["bboxes"], found["masks"], strict=True
-    ):
-        if score >= score_thr and mask_utils.area(mask):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            name = f"{label} {score:.1f}".replace("0.", ".")
-            detections.append(dict(category_id=label + 1, bbox=box, segmentation=mask, name=name))
-    return detections
+    images = read_images(sorted(scenes.image_dir("val").iterdir())[:count])
+    classes, annotated = read_annotations(scenes.ann_file("val"), images)
+    detected = {
+        title: [read_detections(file, classes, score_thr) for file in files[:count]]
+        for title, files in predictions.items()
+    }
+    return detections_figure(list(images.values()), {"annotation": annotated, **detected}, classes)

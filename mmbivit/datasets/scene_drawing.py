@@ -15,6 +15,7 @@ from .digit_scenes import SPLITS, DigitScenes, check_integer
 from .scene_rendering import LUMINANCE
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -73,38 +74,53 @@ def draw_instance(axes: Axes, annotation: dict, name: str) -> None:
 
     Args:
         axes: shows the image, a pixel a unit.
-        annotation: as in COCO: ``category_id`` (its colour), ``segmentation`` (RLE) and ``bbox`` (x, y, w, h).
+        annotation: as in COCO: ``category_id`` (its colour), ``bbox`` (x, y, w, h) and, if it has a mask,
+            ``segmentation`` (RLE).
         name: what stands on the box.
     """
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     color = to_rgb(PALETTE[(annotation["category_id"] - 1) % len(PALETTE)])
-    mask = mask_utils.decode(annotation["segmentation"]).astype(bool)
-    tint = np.zeros((*mask.shape, 4))
-    tint[mask] = (*color, 0.2)
-    axes.imshow(tint, interpolation="nearest")
-    padded = np.pad(mask, 1)  # closes the outline of a mask at the border of the scene
-    grid_x, grid_y = np.arange(padded.shape[1]) - 1, np.arange(padded.shape[0]) - 1
-    axes.contour(grid_x, grid_y, padded, levels=[0.5], colors=[color], linewidths=1.2)
+    contrast = "black" if LUMINANCE @ color > 0.5 else "white"
+    outline = [withStroke(linewidth=2.2, foreground=contrast, alpha=0.6)]  # the line is seen on any background
+    image_height, image_width = axes.images[0].get_size()
+    if "segmentation" in annotation:
+        mask = mask_utils.decode(annotation["segmentation"]).astype(bool)
+        _draw_mask(axes, mask, color).set_path_effects(outline)
     x, y, width, height = annotation["bbox"]
-    axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=color, linewidth=1.2))
+    x, y = x - 0.5, y - 0.5
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1.2, path_effects=outline))
     tag = {"facecolor": color, "edgecolor": "none", "boxstyle": "square,pad=0.12"}
-    # Inside the box where there is no room above it: the tag must not leave the scene.
-    above = y > 0.1 * mask.shape[0]
-    position = (x - 0.5, y - 0.5)
+    # Inside the box where there is no room above it, and from its right end where there is none beside it: the tag
+    # must not leave the scene. A letter takes about 0.034 of one of two inches.
+    above = y > 0.1 * image_height
+    tag_width = 0.034 * len(name) * image_width
+    from_right = x + tag_width > image_width and x + width >= tag_width
     axes.annotate(
         name,
-        position,
-        xytext=(1.2, 1.8 if above else -1.8),
+        (x + width if from_right else x, y),
+        xytext=(-1.2 if from_right else 1.2, 1.8 if above else -1.8),
         textcoords="offset points",
+        ha="right" if from_right else "left",
         va="bottom" if above else "top",
-        color="black" if LUMINANCE @ color > 0.5 else "white",
+        color=contrast,
         fontsize=9 if len(name) == 1 else 6,
         fontweight="bold",
         bbox=tag,
     )
-    axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+    axes.set(xlim=(-0.5, image_width - 0.5), ylim=(image_height - 0.5, -0.5))
+
+
+def _draw_mask(axes: Axes, mask: np.ndarray, color: tuple[float, float, float]) -> Artist:
+    """Tint a mask and return its outline."""
+    tint = np.zeros((*mask.shape, 4), np.uint8)
+    tint[mask] = (*(round(255 * part) for part in color), 51)  # a fifth
+    axes.imshow(tint, interpolation="nearest")
+    padded = np.pad(mask, 1)  # closes the outline of a mask at the border of the scene
+    grid_x, grid_y = np.arange(padded.shape[1]) - 1, np.arange(padded.shape[0]) - 1
+    return axes.contour(grid_x, grid_y, padded, levels=[0.5], colors=[color], linewidths=1.2)
 
 
 # Options and folders

@@ -86,7 +86,7 @@ def test_table_has_the_newest_metrics_and_the_sizes(tmp_path, console):
     table = {row[0]: row[1:] for row in rows if len(row) == 4}
     assert table["mask AP50"] == ["0.250", "0.500", "0.500"]
     assert table["train time"][:2] == ["1 min 1 s", "2 min 5 s"] and table["test time"][2] == "0 min 2 s"
-    counted, stored = (table[name] for name in ("weights as 1 bit (counted)", "in the packed file"))
+    counted, stored = (table[name] for name in ("with 1-bit weights (counted)", "in the packed file"))
     assert counted[0] == stored[0] == stored[1] == "-"
     # what is stored has norms folded away and channels padded
     assert abs(float(counted[1].split()[0]) - float(stored[2].split()[0])) < 0.1
