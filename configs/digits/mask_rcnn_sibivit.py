@@ -19,7 +19,8 @@ custom_hooks = [
         distill_loss=dict(type="mmbivit.BlockMSELoss", normalize=True),
         distill_weight=0.1,
         reset_lr=True,
-    )
+    ),
+    dict(type="mmbivit.SignFlipsHook", interval=20),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=10**9)
 param_scheduler = [

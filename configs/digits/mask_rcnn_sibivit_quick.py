@@ -9,4 +9,5 @@ param_scheduler = [
 ]
 custom_hooks = _base_.custom_hooks
 custom_hooks[0].switch_iter = switch_iter
+custom_hooks[1].interval = 5
 default_hooks = dict(checkpoint=dict(interval=20), logger=dict(interval=5))
