@@ -64,3 +64,20 @@ def float_classifier(tmp_path_factory: pytest.TempPathFactory, classifier_config
     options = {"experiment_name": "float_classifier"}
     train(train_config(classifier_configs["float"], work_dir=str(work_dir), seed=0, cfg_options=options))
     return work_dir / "epoch_2.pth"
+
+
+def train_two_stages(config: Path, float_checkpoint: Path, work_dir: Path) -> Path:
+    """Train a tiny binary network for an epoch in each stage, and return its work dir."""
+    torch.manual_seed(0)
+    cfg = train_config(config, work_dir=str(work_dir), seed=0, float_checkpoint=str(float_checkpoint))
+    cfg.custom_hooks.append(dict(type="mmbivit.SignFlipsHook"))
+    cfg.experiment_name = work_dir.name
+    train(cfg)
+    return work_dir
+
+
+@pytest.fixture(scope="session")
+def two_stage_run(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, Path], float_checkpoint: Path) -> Path:
+    """The work dir of a detector that was trained for an epoch in each stage, with its sign flips logged."""
+    work_dir = tmp_path_factory.mktemp("run") / "two_stage_run"
+    return train_two_stages(configs["binary"], float_checkpoint, work_dir)
