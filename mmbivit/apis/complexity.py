@@ -32,6 +32,7 @@ __all__ = [
     "config_complexity",
     "default_shape",
     "layer_records",
+    "quantity",
     "readable",
     "total_records",
     "write_complexity",
@@ -174,10 +175,14 @@ def readable(records: Sequence[Record]) -> list[list[str]]:
 def _text(key: str, value: str | int | float) -> str:
     if isinstance(value, str) or key == "calls":
         return str(value)
+    return quantity(value, "B" if key == "bytes" else "")
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Write a number with four digits and a prefix of its unit, such as ``5.556 MB``."""
     power = next((power for power in (4, 3, 2, 1) if value >= 0.99995 * 1000**power), 0)  # as it rounds to 1000
     number = f"{value / 1000**power:#.4g}" if power else f"{value:.4g}"
-    unit = ("", "k", "M", "G", "T")[power] + ("B" if key == "bytes" else "")
-    return f"{number} {unit}".strip()
+    return f"{number} {('', 'k', 'M', 'G', 'T')[power]}{unit}".strip()
 
 
 def complexity_table(records: Sequence[Record], title: str | None = None, caption: str | None = None) -> TerminalTable:

@@ -31,7 +31,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns of numbers stand right."""
+    """A table; columns of numbers stand right, but for the first, which says what a row is."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -40,8 +40,9 @@ class Table:
     @property
     def alignment(self) -> list[str]:
         """``number`` or ``text`` for each column; a dash stands for a number that there is not."""
-        columns = zip(*self.rows, strict=True)
-        return ["number" if all(cell[:1] in "0123456789.-–" for cell in column) else "text" for column in columns]
+        _, *columns = zip(*self.rows, strict=True)
+        are_numbers = [all(cell[:1] in "0123456789.-–" for cell in column) for column in columns]
+        return ["text", *("number" if numbers else "text" for numbers in are_numbers)]
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ def test_a_browser_shows_it_at_the_width_of_a_phone_and_of_a_desk(browser, file,
     assert [url for url in requests if not url.startswith(("file://", "data:"))] == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width  # wide things scroll by themselves
     images = tab.eval_on_selector_all("img", "all => all.map(i => [i.naturalWidth, i.clientWidth])")
-    assert len(images) == 2 and all(natural > 0 and 0 < shown <= width for natural, shown in images)
+    assert len(images) == 2 and all(natural > 0 for natural, _ in images)
+    widest = width if width > 640 else 16 * 38  # on a phone they scroll, so that their text can be read
+    assert all(min(natural, 300) <= shown <= widest for natural, shown in images)
     assert tab.locator("h2").all_text_contents() == ["First part", "Second part", "Config"]
     assert tab.locator(".facts dd").all_text_contents() == ["0.321", "float 0.371", "0.40 MB"]
     assert not tab.locator("pre").is_visible()

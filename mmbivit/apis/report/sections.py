@@ -11,7 +11,7 @@ from mmbivit.analysis.figures.classes import classes_figure
 from mmbivit.analysis.figures.classifications import classifications_figure
 from mmbivit.analysis.training_log import read_training_log
 from mmbivit.apis.checkpoints import load_trained_model
-from mmbivit.apis.complexity import config_complexity, readable, total_records
+from mmbivit.apis.complexity import config_complexity, quantity, readable, total_records
 from mmbivit.apis.config import load_config
 from mmbivit.apis.errors import error_message, is_user_error
 from mmbivit.apis.inputs import pixels_of
@@ -131,19 +131,18 @@ def cost(source: Source) -> Section:
     header, *rows = readable(total_records(counted))
     facts = []
     if counted.as_float is not None:
-        network, as_float = counted.network, counted.as_float
-        for name, value, float_value in (
-            ("Packed", network.size_bytes, as_float.size_bytes),
-            ("Backbone packed", network.part("backbone").size_bytes, as_float.part("backbone").size_bytes),
-        ):
-            times = float_value / value
-            facts.append(
-                Fact(name, f"{value / 1e6:.2f} MB", f"{times:.1f} times smaller than {float_value / 1e6:.2f} MB")
-            )
-        backbone, float_backbone = network.part("backbone"), as_float.part("backbone")
-        note = f"{float_backbone.ops / backbone.ops:.1f} times fewer than {float_backbone.ops / 1e9:.3g} G"
-        facts.append(Fact("Operations of the backbone", f"{backbone.ops / 1e9:.3g} G", note))
+        backbone, as_float = (network.part("backbone") for network in (counted.network, counted.as_float))
+        facts = [
+            _less("Packed", counted.network.size_bytes, counted.as_float.size_bytes, "B"),
+            _less("Backbone, packed", backbone.size_bytes, as_float.size_bytes, "B"),
+            _less("Backbone, operations", backbone.ops, as_float.ops),
+        ]
     return Section("Size and operations", counted.caption, tables=[Table(header, rows)], facts=facts)
+
+
+def _less(name: str, value: float, as_float: float, unit: str = "") -> Fact:
+    note = f"float: {quantity(as_float, unit)}, {as_float / value:.1f} times as much"
+    return Fact(name, quantity(value, unit), note)
 
 
 def interaction(source: Source) -> Section:
