@@ -53,6 +53,9 @@ class DecoupledTrainingHook(Hook):
         distill_loss: config of the loss, :class:`mmbivit.distill.BlockMSELoss` by default.
         reset_lr: set the learning rates back to their initial values before the first iteration of stage 2.
             Schedulers that begin at the switch start from there; MMEngine's multiply what they find.
+        reset_optimizer: forget at the switch what the optimizer remembers of gradients. Those of float weights are
+            ``1 / theta`` times as large as those of binary ones (Eq. 4), and Adam's mean of their squares would keep
+            the steps of stage 2 as much smaller, for about ``1 / (1 - beta2)`` iterations.
 
     Raises:
         ValueError: from the constructor or before training, if a setting is impossible; it names the setting.
@@ -68,6 +71,7 @@ class DecoupledTrainingHook(Hook):
         distill_weight: float = 1.0,
         distill_loss: dict | None = None,
         reset_lr: bool = False,
+        reset_optimizer: bool = False,
     ):
         if (switch_epoch is None) == (switch_iter is None):
             raise ValueError("give exactly one of switch_epoch and switch_iter")
@@ -75,6 +79,7 @@ class DecoupledTrainingHook(Hook):
         check_integer(name, switch, 1)
         check_number("distill_weight", distill_weight, 0, 1e6)
         check_flag("reset_lr", reset_lr)
+        check_flag("reset_optimizer", reset_optimizer)
         if teacher is not None:
             _check_teacher(teacher)
         if distill_loss is not None and not (isinstance(distill_loss, dict) and "type" in distill_loss):
@@ -85,6 +90,7 @@ class DecoupledTrainingHook(Hook):
         self.distill_weight = distill_weight
         self.distill_loss = ROOT_MODELS.build(distill_loss) if distill_loss else BlockMSELoss()
         self.reset_lr = reset_lr
+        self.reset_optimizer = reset_optimizer
         self._distiller: BlockDistiller | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -171,6 +177,8 @@ class DecoupledTrainingHook(Hook):
         if stage == 2 and before == 1:
             # An accumulation that the switch cuts has gathered gradients of another network.
             runner.optim_wrapper.zero_grad()
+            if self.reset_optimizer:
+                runner.optim_wrapper.optimizer.state.clear()
             MMLogger.get_current_instance().info(
                 f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."

@@ -16,9 +16,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from mmbivit.distill import BlockDistiller, BlockMSELoss
 from mmbivit.engine import DecoupledTrainingHook
 from mmbivit.models import BinarySwinTransformer
+from mmbivit.models.checkpoint import load_checkpoint_file
 
 from .toy import ARCH, ToyModel, make_runner, save_teacher, teacher_cfg
 
@@ -202,41 +202,6 @@ def test_teacher_is_freed_at_the_switch_and_its_forward_stops(tmp_path, teacher,
     assert references[0]() is None
 
 
-def test_distillation_loss_is_equation_9_and_enters_the_gradient():
-    """Decision 4, by hand: mean over blocks of the mean squared difference, times the weight."""
-    model = ToyModel().train()
-    model.backbone.set_stage(1)
-    teacher = BinarySwinTransformer(arch=ARCH, recipe="float", out_indices=(1,))
-    images, targets = torch.randn(2, 3, 32, 32), torch.zeros(2)
-    outputs = {}
-    teacher.eval()
-    for name, backbone in (("student", model.backbone), ("teacher", teacher)):
-        outputs[name] = []
-        handles = [
-            block.register_forward_hook(lambda m, a, out, name=name: outputs[name].append(out))
-            for stage in backbone.stages
-            for block in stage.blocks
-        ]
-        backbone(images)
-        for handle in handles:
-            handle.remove()
-    terms = [(s - t).square().mean() for s, t in zip(outputs["student"], outputs["teacher"], strict=True)]
-    expected = 0.5 * sum(terms) / 3
-    normalized = sum(t / o.var() for t, o in zip(terms, outputs["teacher"], strict=True)) / 3
-
-    for loss, value in ((BlockMSELoss(), expected), (BlockMSELoss(normalize=True), 0.5 * normalized)):
-        distiller = BlockDistiller(model, model.backbone, teacher, loss, weight=0.5)
-        losses = model(images, targets, mode="loss")
-        torch.testing.assert_close(losses["loss_distill"], value)
-        model.zero_grad()
-        losses["loss_distill"].backward()
-        assert model.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
-        assert set(model(images, mode="tensor").shape) == {2}
-        distiller.remove()
-        assert "loss_distill" not in model(images, targets, mode="loss")
-        assert not any(module._forward_hooks for module in [*model.modules(), *teacher.modules()])
-
-
 class CpuAutocastOptimWrapper(OptimWrapper):
     """What AmpOptimWrapper does on a GPU; MMEngine's own refuses to run on the CPU."""
 
@@ -294,19 +259,6 @@ def test_checkpointed_blocks_can_be_distilled_and_equal_plain_ones(tmp_path, tea
         torch.testing.assert_close(states[1][name], expected, msg=name)
 
 
-def test_a_feature_without_gradient_is_refused(monkeypatch):
-    """Decision 5: what reentrant checkpointing would do."""
-    model = ToyModel().train()
-    model.backbone.set_stage(1)
-    teacher = BinarySwinTransformer(arch=ARCH, recipe="float", out_indices=(1,))
-    block = model.backbone.stages[0].blocks[1]
-    forward = block._forward
-    monkeypatch.setattr(block, "_forward", lambda *args: forward(*args).detach())
-    BlockDistiller(model, model.backbone, teacher, BlockMSELoss(), weight=1.0)
-    with pytest.raises(RuntimeError, match=r"output of stages\.0\.blocks\.1 has no gradient"):
-        model(torch.randn(1, 3, 32, 32), torch.zeros(1), mode="loss")
-
-
 def test_frozen_blocks_are_not_distilled(tmp_path, teacher):
     model = ToyModel(frozen_stages=1)
     watch = Watch()
@@ -331,6 +283,32 @@ def test_reset_lr_restarts_the_cosine(tmp_path, teacher):
     cosine = [(1 + torch.cos(torch.tensor(torch.pi * i / 4)).item()) / 2 for i in range(4)]
     expected = [1e-2 * (0.3 + 0.7 * c) for c in cosine] + [1e-2 * c for c in cosine]
     assert rates == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_reset_optimizer_makes_stage_2_start_like_a_new_run(tmp_path, reset):
+    """Adam's first step has the size of the learning rate, whatever the gradient; a later one has not."""
+    moves = []
+
+    class Moves(Hook):
+        priority = "LOWEST"
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.before = runner.model.backbone.stages[0].blocks[0].mlp.fc1.weight.detach().clone()
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            weight = runner.model.backbone.stages[0].blocks[0].mlp.fc1.weight
+            moves.append(float((weight.detach() - self.before).abs().median()))
+
+    hook = dict(switch_iter=4, reset_optimizer=reset)
+    work_dir = tmp_path / "run"
+    runner = make_runner(work_dir, hook, by_epoch=False, length=6, hooks=[Moves()], optim=dict(clip_grad=None))
+    runner.train()
+    assert moves[0] == pytest.approx(1e-2, rel=0.01)  # but for Adam's epsilon
+    assert (moves[4] == pytest.approx(1e-2, rel=0.01)) == reset, moves
+    states = load_checkpoint_file(str(work_dir / "iter_6.pth"))["optimizer"]["state"]
+    steps = {int(state["step"]) for state in states.values()}
+    assert max(steps) == (2 if reset else 6)
 
 
 @pytest.mark.parametrize(
