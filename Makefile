@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
 
 test: lint
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What all tests share: the import order, fixed random numbers, two threads, a tiny data set with its configs."""
+"""What all tests share: the import order, fixed random numbers, threads, a tiny data set with its configs."""
 
 import os
 import random
@@ -12,8 +12,10 @@ import mmbivit  # noqa: F401  before any test imports mmdet: it stands in for mm
 from mmbivit.apis import train, train_config
 from tests.tiny import CLASSIFIER_CONFIGS, make_coco, make_image_folders, write_configs
 
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(2)
+# Two threads; one each where two processes of pytest share the cores, and in what those start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(autouse=True)
