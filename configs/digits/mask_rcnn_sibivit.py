@@ -19,6 +19,7 @@ custom_hooks = [
         distill_loss=dict(type="mmbivit.BlockMSELoss", normalize=True),
         distill_weight=0.1,
         reset_lr=True,
+        reset_optimizer=True,
     ),
     dict(type="mmbivit.SignFlipsHook", interval=20),
 ]

@@ -69,7 +69,7 @@ def train(work_dir, teacher, pipe, *, by_epoch, interval=None, accumulate=1, ema
     model.head = torch.nn.Sequential(torch.nn.Dropout(0.2), model.head)
     runner = make_runner(
         work_dir,
-        dict(teacher=teacher_cfg(teacher), reset_lr=True, **switch),
+        dict(teacher=teacher_cfg(teacher), reset_lr=True, reset_optimizer=True, **switch),
         model=model,
         by_epoch=by_epoch,
         length=EPOCHS if by_epoch else ITERATIONS,

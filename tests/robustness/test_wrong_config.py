@@ -126,6 +126,7 @@ HOOK_CASES = [
     *cases("distill_weight", (*NOT_NUMBERS, -1, INF), switch_epoch=1),
     *cases("distill_loss", (*NOT_DICTS, {}, dict(normalize=True)), switch_epoch=1),
     *cases("reset_lr", NOT_FLAGS, switch_epoch=1),
+    *cases("reset_optimizer", NOT_FLAGS, switch_epoch=1),
     *cases("teacher", (*NOT_DICTS, {}, dict(init_cfg=dict(checkpoint="x.pth"))), switch_epoch=1),
     *cases("teacher.init_cfg", (*NOT_DICTS, None, {}, dict(checkpoint="x", strict=1)), switch_epoch=1),
 ]
