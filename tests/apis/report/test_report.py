@@ -61,7 +61,7 @@ def test_numbers_are_those_of_evaluation_and_counts(page, two_stage_run):
     row = "".join(f"<td>{cell}</td>" for cell in ["person", 2, *(f"{value:.3f}" for value in cells)])
     assert row in section.replace("\n", "")
     size = model_size(run.model)
-    assert f"<dt>Packed</dt><dd>{size.packed_bytes / 1e6:.2f} MB</dd>" in html
+    assert f"<dt>Packed</dt><dd>{size.packed_bytes / 1e3:.2f} kB</dd>" in html
 
 
 def test_a_browser_shows_the_page_of_a_run(page):
