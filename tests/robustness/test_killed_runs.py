@@ -31,7 +31,7 @@ def differences(a: Any, b: Any, name: str) -> list[str]:
 def running(script: Path) -> list[str]:
     """Processes that run a script, workers of its data loaders among them."""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return [line.decode().replace("\0", " ") for line in lines if script.name.encode() in line]
+    return [line.decode().replace("\0", " ") for line in lines if str(script).encode() in line]
 
 
 @pytest.mark.slow
