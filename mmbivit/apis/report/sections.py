@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 
@@ -23,7 +24,6 @@ from mmbivit.apis.plots.curves import plot_curves
 from mmbivit.apis.plots.detections import plot_detections
 from mmbivit.apis.plots.flips import plot_flips
 from mmbivit.apis.plots.interaction import plot_interaction
-from mmbivit.evaluation import ClassPrecision
 
 from .accuracy import Accuracy, evaluate_run
 from .run import Run, spread
@@ -84,6 +84,8 @@ def accuracy(source: Source) -> Section:
 
 
 def _detector_accuracy(found: Accuracy) -> Section:
+    if not found.detection:
+        return Section("Accuracy", problem="Nothing was detected in the test data.")
     kinds = {kind: name for kind, name in (("bbox", "boxes"), ("segm", "masks")) if kind in found.detection}
     columns = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "small": "mAP_s", "medium": "mAP_m", "large": "mAP_l"}
     rows = [
@@ -92,22 +94,17 @@ def _detector_accuracy(found: Accuracy) -> Section:
     ]
     tables = [Table(["", *columns], rows, "All classes, over IoU 0.50 to 0.95; a dash where there are no such objects")]
     facts = [Fact(f"AP of {name}", _share(found.metrics.get(f"coco/{kind}_mAP"))) for kind, name in kinds.items()]
-    if not found.detection:
-        return Section("Accuracy", problem="Nothing was detected in the test data, so AP is 0.", tables=tables)
     first = next(iter(found.detection.values()))
     values = {f"AP of {name}": [item.ap for item in found.detection[kind]] for kind, name in kinds.items()}
     rows = [
-        [item.name, str(item.objects), *(_share(value) for kind in kinds for value in _both(found.detection[kind][i]))]
+        [item.name, str(item.objects)]
+        + [_share(value) for kind in kinds for value in (found.detection[kind][i].ap, found.detection[kind][i].ap50)]
         for i, item in enumerate(first)
     ]
     header = ["class", "objects", *(f"{what}, {name}" for name in kinds.values() for what in ("AP", "AP50"))]
     picture = Picture.of(classes_figure([item.name for item in first], values, "average precision (0 to 1)"), "AP")
     text = "COCO's average precision on the test data, from 0 to 1, of all classes and of each."
     return Section("Accuracy", text, [picture], [*tables, Table(header, rows)], facts=facts)
-
-
-def _both(item: ClassPrecision) -> tuple[float | None, float | None]:
-    return item.ap, item.ap50
 
 
 def _share(value: float | None) -> str:
@@ -233,7 +230,8 @@ def _classified(source: Source) -> Section:
         item = dataset[i]
         data = default_collate([item])
         images.append(pixels_of(model, model.data_preprocessor(dict(data))["inputs"]))
-        prediction = model.test_step(data)[0]
+        with torch.no_grad():
+            prediction = model.test_step(data)[0]
         found, right = (names[n] if names else str(n) for n in (int(prediction["pred_labels"][0]), item["labels"]))
         score = float(prediction["pred_scores"][0])
         captions.append(f"{found} {100 * score:.0f} %\n" + ("right" if found == right else f"is {right}"))

@@ -12,7 +12,7 @@ from mmbivit.analysis import model_size
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.config import load_config
 from mmbivit.apis.report import write_report
-from mmbivit.apis.report.accuracy import evaluate_run
+from mmbivit.apis.report.accuracy import Accuracy, evaluate_run
 from mmbivit.apis.report.run import open_run, spread
 from tests.browser import headless_browser
 from tests.conftest import train_two_stages
@@ -136,6 +136,12 @@ def test_a_classifiers_page_has_the_accuracy_of_each_class(classifier_configs, f
     for name, count in right.items():
         assert f"<tr><td>{name}</td><td>3</td><td>{100 * count / 3:.1f}</td></tr>" in section
     assert f"<dd>{100 * sum(right.values()) / 9:.1f} %</dd>" in html
+
+
+def test_a_detector_that_finds_nothing_has_a_page(two_stage_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmbivit.apis.report.sections.evaluate_run", lambda run: Accuracy({}, {}, []))
+    html = write_report(two_stage_run, tmp_path / "page.html", num_images=1).read_text()
+    assert "Nothing was detected in the test data." in text_of(html, "Accuracy")
 
 
 def test_wrong_input_gets_one_line(two_stage_run, tmp_path):
