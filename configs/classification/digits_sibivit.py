@@ -19,7 +19,6 @@ custom_hooks = [
         distill_loss=dict(type="mmbivit.BlockMSELoss", normalize=True),
         distill_weight=0.1,
         reset_lr=True,
-        reset_optimizer=True,
     )
 ]
 param_scheduler = [
