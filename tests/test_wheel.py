@@ -23,6 +23,8 @@ with DefaultScope.overwrite_default_scope("mmdet"):
 sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1, 1), pad_shape=(64, 64)))
 with torch.no_grad():
     result = model(torch.randn(1, 3, 64, 64), [sample], mode="predict")[0].pred_instances
+from mmbivit.apis.page import Page, render
+assert "<h1>title</h1>" in render(Page("title", "", [], ""))  # from the template in the wheel
 print(len(result.scores), "detections", model.backbone.stage)
 """
 
