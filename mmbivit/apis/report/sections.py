@@ -10,7 +10,6 @@ from mmengine.dataset import default_collate
 
 from mmbivit.analysis.figures.classes import classes_figure
 from mmbivit.analysis.figures.classifications import classifications_figure
-from mmbivit.analysis.training_log import read_training_log
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.complexity import config_complexity, quantity, readable, total_records
 from mmbivit.apis.config import load_config
@@ -24,6 +23,7 @@ from mmbivit.apis.plots.curves import plot_curves
 from mmbivit.apis.plots.detections import plot_detections
 from mmbivit.apis.plots.flips import plot_flips
 from mmbivit.apis.plots.interaction import plot_interaction
+from mmbivit.apis.training_log import read_training_log
 
 from .accuracy import Accuracy, evaluate_run
 from .run import Run, spread

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mmbivit.analysis.training_log import read_training_log
+from mmbivit.apis.training_log import read_training_log
 from tests.analysis.logs import CONFIG, flips_entry, train_entry, write_run
 from tests.engine.toy import make_runner
 
