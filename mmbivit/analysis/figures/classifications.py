@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ def classifications_figure(images: Sequence[np.ndarray], captions: Sequence[str]
 
     Args:
         images: RGB, ``(H, W, 3)`` of uint8.
-        captions: one or two short lines for each.
+        captions: one or two lines for each, which are cut where they are longer than the image is wide.
         columns: images in a row.
     """
     columns = min(columns, len(images))
@@ -31,5 +32,5 @@ def classifications_figure(images: Sequence[np.ndarray], captions: Sequence[str]
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_on()
         axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(caption, fontsize=9)
+        axes.set_xlabel("\n".join(shorten(line, 27, placeholder="…") for line in caption.splitlines()), fontsize=9)
     return figure

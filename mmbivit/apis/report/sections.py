@@ -234,7 +234,7 @@ def _classified(source: Source) -> Section:
             prediction = model.test_step(data)[0]
         found, right = (names[n] if names else str(n) for n in (int(prediction["pred_labels"][0]), item["labels"]))
         score = float(prediction["pred_scores"][0])
-        captions.append(f"{found} {100 * score:.0f} %\n" + ("right" if found == right else f"is {right}"))
+        captions.append(f"{100 * score:.0f} % {found}\n" + ("right" if found == right else f"is {right}"))
     text = "Images of the test data with the first prediction and its probability."
     picture = Picture.of(classifications_figure(images, captions), "; ".join(captions), photo=True)
     return Section("Examples", text, [picture])
