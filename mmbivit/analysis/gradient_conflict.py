@@ -35,7 +35,7 @@ def split_gradient(distill: Tensor, task: Tensor) -> tuple[float, float]:
         ``g+`` (harmonious) and ``g-`` (conflicting).
     """
     size = distill.double().abs()
-    harmonious = distill.sign() == task.sign()
+    harmonious = distill.sign() == task.sign()  # gradients, not bits: their 0 is a third value here
     return size[harmonious].sum().item(), size[~harmonious].sum().item()
 
 

@@ -2,11 +2,8 @@
 
 import csv
 import re
-import runpy
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -25,8 +22,8 @@ from mmbivit.apis.complexity import (
     total_records,
     write_complexity,
 )
+from tests.tools.test_tools import call
 
-TOOL = Path(__file__).parents[2] / "tools" / "analysis_tools" / "complexity.py"
 COSTS = ("flops", "bops", "ops", "params", "size_bytes")
 
 
@@ -179,14 +176,7 @@ def run(monkeypatch, capsys):
     """Runs the tool and returns its exit code, output and errors."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["complexity.py", *map(str, args)])
-        monkeypatch.delenv("MMBIVIT_DEBUG", raising=False)
-        code = 0
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return call(monkeypatch, "analysis_tools/complexity.py", *args), *capsys.readouterr()
 
     return run
 
