@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmbivit.checks import did_you_mean
+from mmbivit.engine.checkpoint_fields import drop_configs
 from mmbivit.models import ImageClassifier
 from mmbivit.models.checkpoint import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, load_pretrained
 from mmbivit.models.keys import find_state_dict
@@ -46,9 +47,10 @@ def use_safe_loading() -> None:
 def load_from_checkpoint_file(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a checkpoint for MMEngine, whose loaders have this signature and this kind of name.
 
-    Its hooks expect ``state_dict``, which timm's files and those of the official Swin lack.
+    Its hooks expect ``state_dict``, which timm's files and those of the official Swin lack. Texts that it would run as
+    configs are removed.
     """
-    checkpoint = load_checkpoint_file(filename, map_location=map_location)
+    checkpoint = drop_configs(load_checkpoint_file(filename, map_location=map_location))
     return checkpoint if "state_dict" in checkpoint else dict(state_dict=find_state_dict(checkpoint))
 
 

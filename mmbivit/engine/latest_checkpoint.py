@@ -8,7 +8,9 @@ from mmengine.logging import print_log
 
 from mmbivit.models.checkpoint import load_checkpoint_file
 
-__all__ = ["POINTER", "find_resumable_checkpoint"]
+from .checkpoint_fields import why_not_resumable
+
+__all__ = ["POINTER", "find_resumable_checkpoint", "pointed_checkpoint"]
 
 POINTER = "last_checkpoint"
 
@@ -30,10 +32,9 @@ def find_resumable_checkpoint(work_dir: str | Path) -> Path | str | None:
     """
     work_dir = Path(work_dir)
     pointer = work_dir / POINTER
-    target = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    if "://" in target:
-        return target
-    first = _resolve(work_dir, target)
+    first = pointed_checkpoint(work_dir)
+    if isinstance(first, str):
+        return first
     folder = first.parent if first is not None and first.parent.is_dir() else work_dir
     others = sorted(folder.glob("*.pth"), key=_age, reverse=True)
     reasons = [] if first is None or first.is_file() else [f"{first} does not exist"]
@@ -50,8 +51,16 @@ def find_resumable_checkpoint(work_dir: str | Path) -> Path | str | None:
     return None
 
 
-def _resolve(work_dir: Path, target: str) -> Path | None:
-    """The checkpoint that a pointer names; MMEngine's are absolute, or relative to where training was started."""
+def pointed_checkpoint(work_dir: str | Path) -> Path | str | None:
+    """Return what the file ``last_checkpoint`` of a work directory names, which may not exist, or None.
+
+    MMEngine's names are absolute, or relative to where training was started; a URL stays one.
+    """
+    work_dir = Path(work_dir)
+    pointer = work_dir / POINTER
+    target = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    if "://" in target:
+        return target
     if not target or "\0" in target:
         return None
     inside = work_dir / target
@@ -73,8 +82,5 @@ def _why_not(path: Path) -> str | None:
         checkpoint = load_checkpoint_file(str(path))
     except (OSError, ValueError) as error:
         return str(error)
-    missing = [key for key in ("state_dict", "optimizer", "message_hub") if not isinstance(checkpoint.get(key), dict)]
-    meta = checkpoint.get("meta")
-    if not isinstance(meta, dict) or not {"epoch", "iter"} <= meta.keys():
-        missing.append("meta")
-    return f"{path} has no {', '.join(missing)}, which training needs to go on" if missing else None
+    reason = why_not_resumable(checkpoint)
+    return f"{path}: {reason}" if reason else None

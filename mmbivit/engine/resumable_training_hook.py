@@ -11,11 +11,10 @@ from torch.utils.data import IterableDataset
 
 from mmbivit.registry import HOOKS
 
+from .checkpoint_fields import UNITS_KEY, check_fits_run, drop_configs, why_not_resumable
 from .seeded_batches import SeededBatchSampler, seed_all
 
 __all__ = ["ResumableTrainingHook"]
-
-STATE_KEY = "resumable_training"
 
 
 @HOOKS.register_module()
@@ -49,11 +48,26 @@ class ResumableTrainingHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note what the place in the run is counted in."""
-        checkpoint[STATE_KEY] = self._units(runner)
+        checkpoint[UNITS_KEY] = self._units(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep what the place in the run was counted in."""
-        self._saved = checkpoint.get(STATE_KEY) or {}
+        """Check what the run goes on from, and keep what the place in it was counted in.
+
+        Raises:
+            ValueError: if the checkpoint is not of such a run; the message names file and field.
+        """
+        if not runner._resume:
+            return
+        drop_configs(checkpoint)
+        reason = why_not_resumable(checkpoint)
+        try:
+            if reason is None and isinstance(runner, Runner):  # a FlexibleRunner has its strategy check
+                check_fits_run(checkpoint, runner)
+        except ValueError as error:
+            reason = f"{error}; is it of another config?"
+        if reason is not None:
+            raise ValueError(f"{runner._load_from} cannot be resumed: {reason}")
+        self._saved = checkpoint.get(UNITS_KEY) or {}
 
     def before_train(self, runner: Runner) -> None:
         """Set up the data where training begins or goes on."""
