@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from mmbivit.files import atomic_writer, remove_parts
 from mmbivit.models.checkpoint import load_checkpoint_file
 from mmbivit.registry import HOOKS
 
+from .checkpoint_fields import GRADIENTS_KEY
 from .latest_checkpoint import POINTER, find_resumable_checkpoint
 from .unwrapping import unwrapped_model
 
 __all__ = ["AtomicCheckpointHook"]
 
-GRADIENTS_KEY = "accumulated_gradients"
+INTERRUPTED = "interrupted.pth"
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -59,6 +61,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._gradients: dict[str, Tensor] = {}
+        self._saved_at: dict[str, int] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Let a runner that was told to resume find the newest checkpoint that loads."""
@@ -71,12 +74,44 @@ class AtomicCheckpointHook(CheckpointHook):
         """Prepare the folder of the checkpoints; what killed processes have left there is removed."""
         if (self.file_client_args or {}).get("backend") == "disk":  # the old name of local files
             self.file_client_args = None
-        super().before_train(runner)
+        info = runner.message_hub.runtime_info
+        kept = [step for step in info.pop("keep_ckpt_ids", []) if isinstance(step, int)]
+        best = {key: info.pop(key) for key in list(info) if key.startswith("best_ckpt")}
+        super().before_train(runner)  # which would remove what these name, wherever it is
+        self._adopt(runner, kept, best)
         if isinstance(self.file_backend, LocalBackend) and self.file_client_args is None:
             self.backend_args = dict(backend="mmbivit_atomic")
             if is_main_process():
                 for path in remove_parts(self.out_dir):
                     runner.logger.info(f"Removed {path}, which an interrupted run has left.")
+
+    def _adopt(self, runner: Runner, kept: list[int], best: dict[str, str]) -> None:
+        """Take over the files that a checkpoint names as those of its run, if they are of this run, too.
+
+        They are, where the checkpoint lies among them: beside the checkpoints that this run writes, named as it names
+        them. The folder in their paths is not looked at, as a work directory may have been moved.
+        """
+        if not runner._resume or not self._is_beside(str(runner._load_from)):
+            return
+        if self.max_keep_ckpts > 0:
+            for step in kept[: -self.max_keep_ckpts] if is_main_process() else ():
+                self._remove(self._path(step))
+            self.keep_ckpt_ids.extend(kept)  # a deque, which holds the last ones
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        number = r"\d+".join(map(re.escape, re.split(r"\{[^{}]*\}", self.filename_tmpl)))
+        for name in self._best_paths():
+            key = f"best_ckpt_{name}" if name else "best_ckpt"
+            file = re.split(r"[/\\]", str(best.get(key)))[-1]
+            if re.fullmatch(f"best_.+_{number}", file):
+                path = self.file_backend.join_path(self.out_dir, file)
+                self._set_best_path(name, path)
+                runner.message_hub.update_info(key, path)
+
+    def _is_beside(self, path: str) -> bool:
+        """Whether a checkpoint is in the folder of this run's checkpoints."""
+        if "://" in path:
+            return path.rpartition("/")[0] == str(self.out_dir).rstrip("/")
+        return os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.out_dir)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the gradients of an unfinished accumulation."""
@@ -105,26 +140,47 @@ class AtomicCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids.extend([*kept, step])  # a deque, which lets go of the first one
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        self._gradients = _accumulated_gradients(runner) if self.save_optimizer else {}
+        self._save(runner, self.filename_tmpl.format(step), meta, self.save_optimizer, self.save_param_scheduler)
+        if is_main_process():
+            self._remove(self.file_backend.join_path(self.out_dir, INTERRUPTED))
+            if outdated is not None:
+                self._remove(self._path(outdated))
+
+    def save_interrupted(self, runner: Runner, place: dict[str, int]) -> None:
+        """Save what a run that has to end can go on from, as ``interrupted.pth``; the next checkpoint removes it.
+
+        Nothing is saved where the last checkpoint is of this place in the run.
+
+        Args:
+            runner: the runner, between two iterations.
+            place: ``epoch`` and ``iter``, the numbers of those that are done.
+        """
+        if place != self._saved_at:
+            self._save(runner, INTERRUPTED, place, save_optimizer=True, save_param_scheduler=True)
+
+    def _save(
+        self, runner: Runner, name: str, meta: dict[str, Any], save_optimizer: bool, save_param_scheduler: bool
+    ) -> None:
+        """Save a checkpoint, then point to it."""
+        self._gradients = _accumulated_gradients(runner) if save_optimizer else {}
         runner.save_checkpoint(
             self.out_dir,
-            self.filename_tmpl.format(step),
+            name,
             self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_param_scheduler,
             meta=meta,
             by_epoch=self.by_epoch,
             backend_args=self.backend_args,
             **self.args,
         )
         self._gradients = {}
+        self._saved_at = dict(epoch=meta["epoch"], iter=meta["iter"])
         if is_main_process():
-            is_remote = "://" in self.last_ckpt
-            pointer = self.last_ckpt if is_remote else os.path.relpath(self.last_ckpt, runner.work_dir)
+            path = self.file_backend.join_path(self.out_dir, name)
+            pointer = path if "://" in path else os.path.relpath(path, runner.work_dir)
             with atomic_writer(Path(runner.work_dir) / POINTER) as file:
                 file.write(pointer.encode())
-            if outdated is not None:
-                self._remove(self._path(outdated))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save a checkpoint that is better, then remove the one that was best."""

@@ -45,6 +45,13 @@ class Scripted(BaseMetric):
         return dict(acc=SCORES[self.calls], loss_like=SCORES[self.calls])
 
 
+class Better(Scripted):
+    """Scores of a run that improves from epoch to epoch."""
+
+    def compute_metrics(self, results):
+        return {name: 1 + score for name, score in super().compute_metrics(results).items()}
+
+
 def train(work_dir, checkpoint, *, length=4, hooks=(), **kwargs):
     torch.manual_seed(0)
     sampler = dict(type="DefaultSampler", shuffle=False)
@@ -58,8 +65,7 @@ def train(work_dir, checkpoint, *, length=4, hooks=(), **kwargs):
         checkpoint=checkpoint,
         val_dataloader=loader,
         val_cfg=dict(type="ValLoop"),
-        val_evaluator=Evaluator(Scripted()),
-        **kwargs,
+        **dict(val_evaluator=Evaluator(Scripted())) | kwargs,
     )
     runner.train()
     return runner
@@ -213,3 +219,66 @@ def test_gradients_of_an_accumulation_are_in_the_checkpoint(tmp_path):
     first.clear()
     train(tmp_path / "resume", hook, load_from=str(tmp_path / "iter_3.pth"), resume=True, **kwargs)
     assert first == {3: [True, True]}
+
+
+BEST = dict(type="mmbivit.AtomicCheckpointHook", interval=1, save_best="acc", max_keep_ckpts=2)
+
+
+def test_a_run_that_goes_on_elsewhere_removes_nothing_of_the_first(tmp_path):
+    """The second run improves on the best checkpoint of the first, and has files of the same names."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(first, BEST, length=2)
+    before = sorted(first.iterdir())
+    second.mkdir()
+    for name in ("epoch_1.pth", "epoch_2.pth"):
+        shutil.copy(first / name, second / name)
+    train(second, BEST, load_from=str(first / "epoch_2.pth"), resume=True, val_evaluator=Evaluator(Better()))
+    assert sorted(first.iterdir()) == before
+    names = {path.name for path in second.glob("*.pth")}
+    assert names == {"epoch_1.pth", "epoch_2.pth", "epoch_3.pth", "epoch_4.pth", "best_acc_epoch_4.pth"}
+
+
+def test_a_run_that_goes_on_replaces_its_own_best_also_where_it_was_moved(tmp_path):
+    train(tmp_path / "run", BEST, length=2)
+    assert (tmp_path / "run" / "best_acc_epoch_2.pth").is_file()
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    train(tmp_path / "moved", BEST, resume=True, val_evaluator=Evaluator(Better()))
+    names = {path.name for path in (tmp_path / "moved").glob("*.pth")}
+    assert names == {"epoch_3.pth", "epoch_4.pth", "best_acc_epoch_4.pth"}
+
+
+@pytest.mark.parametrize("claim", ["{}/thesis.pth", "{}", "{}/sub", "thesis.pth", "../work/thesis.pth", "", None, 5])
+@pytest.mark.parametrize("save_best", ["acc", ["acc", "loss_like"]])
+def test_what_a_checkpoint_calls_its_own_is_not_believed(tmp_path, claim, save_best):
+    work_dir = tmp_path / "work"
+    train(work_dir, BEST | dict(save_best=save_best, rule="greater"), length=1)
+    (work_dir / "sub").mkdir()
+    (work_dir / "thesis.pth").touch()
+    content = load_checkpoint_file(str(work_dir / "epoch_1.pth"))
+    claim = claim.format(work_dir) if isinstance(claim, str) else claim
+    keep = ["../work/thesis", "../work/sub", "x", -1]
+    info = dict.fromkeys(("best_ckpt", "best_ckpt_acc", "last_ckpt"), claim) | dict(keep_ckpt_ids=keep)
+    content["message_hub"]["runtime_info"] |= info
+    torch.save(content, work_dir / "epoch_1.pth")
+    checkpoint = BEST | dict(save_best=save_best, rule="greater", filename_tmpl="{}.pth")
+    first = str(work_dir / "epoch_1.pth")
+    train(work_dir, checkpoint, length=2, load_from=first, resume=True, val_evaluator=Evaluator(Better()))
+    assert (work_dir / "thesis.pth").is_file() and (work_dir / "sub").is_dir()
+
+
+def test_what_was_saved_for_an_interruption_goes_with_the_next_checkpoint(tmp_path):
+    class Interrupt(Hook):
+        priority = "LOWEST"
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter == 1:
+                (hook,) = [
+                    hook for hook in runner.hooks if isinstance(hook, atomic_checkpoint_hook.AtomicCheckpointHook)
+                ]
+                hook.save_interrupted(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
+                found.append(find_resumable_checkpoint(tmp_path).name)
+
+    found = []
+    train(tmp_path, dict(type="mmbivit.AtomicCheckpointHook", interval=2), length=2, hooks=[Interrupt()])
+    assert found == ["interrupted.pth"]
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_2.pth"]

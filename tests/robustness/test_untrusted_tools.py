@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from mmbivit.apis import classify, export_packed, load_config, predict, train, train_config
+from mmbivit.apis import classify, export_packed, load_config, predict, train, train_config, use_safe_loading
 from mmbivit.apis.onnx_export import export_onnx
 from tests.swin_weights import make_timm_swin
 from tests.tools.test_tools import call
@@ -152,6 +152,71 @@ def test_checkpoints_inside_configs_run_nothing(kind, places, bad, trap, tmp_pat
     cfg = train_config(config, work_dir=str(tmp_path / "work"), cfg_options={"experiment_name": tmp_path.name})
     with pytest.raises(ValueError, match=f"{bad} is no checkpoint that can be loaded safely"):
         train(cfg)
+    assert not trap.exists()
+
+
+@pytest.fixture
+def victims(tmp_path) -> list[Path]:
+    """Files and a folder of others that nothing may remove."""
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for name in ("best_acc_epoch_1.pth", "epoch_1.pth", "thesis.txt"):
+        (folder / name).write_text("precious")
+    return [*folder.iterdir(), folder]
+
+
+@pytest.fixture
+def claiming(float_checkpoint, float_classifier, trap, victims, tmp_path):
+    """Make checkpoints of weights and plain data, loaded without a question, whose texts would run and remove."""
+
+    def make(kind: str, path: Path) -> Path:
+        content = torch.load(float_checkpoint if "detector" in kind else float_classifier, weights_only=False)
+        code = f"import os\nos.mkdir({str(trap)!r})"
+        content["meta"] |= dict(config=code, cfg=code)
+        # The best and the last score so badly that the run's own next one replaces them.
+        info = dict(cfg=code, best_score=-1.0, best_ckpt=str(victims[0]), last_ckpt=str(victims[1]))
+        content["message_hub"]["runtime_info"] |= info | dict(keep_ckpt_ids=[1, 2, 3])
+        torch.save(content, path)
+        return path
+
+    return make
+
+
+CLAIMING = {
+    **{name: line for name, line in NAMED.items() if "options" not in name},
+    "train.py resumed classifier": "{classifier} --resume {bad}",
+    "train.py in the work dir": "{classifier} --resume",
+}
+SAVING = "train_cfg.max_epochs={} train_cfg.val_interval=1 default_hooks.checkpoint.interval=1"
+SAVING += " default_hooks.checkpoint.max_keep_ckpts=1 default_hooks.checkpoint.save_best=auto"
+
+
+@pytest.mark.parametrize("name", CLAIMING)
+def test_no_tool_runs_or_removes_what_a_checkpoint_names(
+    name, places, claiming, bad, trap, victims, tmp_path, monkeypatch
+):
+    """It is loaded, as it holds no code in pickle's sense; what becomes of the tool depends on the route."""
+    is_classifier = "classifier" in name or name in ("deployment/export_onnx.py", "train.py in the work dir")
+    claiming("classifier" if is_classifier else "detector", bad)
+    goes_on = "resumed" in name or "work dir" in name
+    options = ["--cfg-options", *SAVING.format(3 if goes_on else 2).split()] if "train.py" in name else []
+    if "work dir" in name:
+        places["out"].mkdir()
+        bad.rename(places["out"] / "epoch_2.pth")
+    monkeypatch.setitem(NAMED, name, CLAIMING[name])
+    code = run_tool(monkeypatch, name, places, *options)
+    assert code == 0 if goes_on else code in (0, 1)
+    assert not trap.exists()
+    assert sorted(victims[-1].iterdir()) == sorted(victims[:-1])
+    assert all(path.read_text() == "precious" for path in victims[:-1])
+
+
+def test_an_inferencer_takes_no_config_out_of_a_checkpoint(claiming, bad, trap):
+    from mmdet.apis import DetInferencer
+
+    use_safe_loading()
+    with pytest.raises(ValueError, match="Cannot find the config in the checkpoint"):
+        DetInferencer(weights=str(claiming("detector", bad)))
     assert not trap.exists()
 
 
