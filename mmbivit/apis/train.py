@@ -1,6 +1,7 @@
 """Training of detectors and classifiers."""
 
 import logging
+import signal
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmbivit.engine import (
     NonFiniteHook,
     ReleaseMemoryHook,
     ResumableTrainingHook,
+    TerminationHook,
     ThroughputHook,
     WorkerEndHook,
     find_resumable_checkpoint,
@@ -168,22 +170,32 @@ def train(cfg: Config) -> nn.Module:
         ValueError: if a setting is impossible; it names the setting.
     """
     use_safe_loading()
-    modes = [mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")]
-    notes = check_coco_data(cfg, modes)
-    check_image_data(cfg, modes)
-    with distributed(cfg):
-        return _train(cfg, notes)
+    termination = TerminationHook()
+    termination.install(cfg.work_dir)
+    try:
+        modes = [mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")]
+        notes = check_coco_data(cfg, modes)
+        check_image_data(cfg, modes)
+        with distributed(cfg):
+            return _train(cfg, notes, termination)
+    except KeyboardInterrupt:
+        print_log(termination.line(signal.SIGINT), "current")
+        raise
+    finally:
+        termination.restore()
 
 
-def _train(cfg: Config, notes: Iterable[str]) -> nn.Module:
+def _train(cfg: Config, notes: Iterable[str], termination: TerminationHook) -> nn.Module:
     fetch_checkpoints(cfg)
     _save_atomically(cfg)
     runner = build_runner(cfg, notes)
-    if get_device() == "cpu":
-        runner.register_hook(PeakMemoryHook())
-    for hook in (ThroughputHook, ResumableTrainingHook, NonFiniteHook, WorkerEndHook, ReleaseMemoryHook):
-        if not any(isinstance(registered, hook) for registered in runner.hooks):
-            runner.register_hook(hook())
+    hooks = [ThroughputHook(), ResumableTrainingHook(), NonFiniteHook(), WorkerEndHook(), ReleaseMemoryHook()]
+    hooks += [PeakMemoryHook()] if get_device() == "cpu" else []
+    for hook in (*hooks, termination):
+        if not any(isinstance(registered, type(hook)) for registered in runner.hooks):
+            runner.register_hook(hook)
+    if termination not in runner.hooks:
+        termination.restore()  # the config has one of its own
     model = runner.train()
     return model.module if is_model_wrapper(model) else model
 
@@ -192,6 +204,8 @@ def _save_atomically(cfg: Config) -> None:
     """Put our checkpoint hook in the place of MMEngine's, which may leave nothing to resume from."""
     cfg.setdefault("default_hooks", {})
     cfg.default_hooks.setdefault("checkpoint", dict(interval=1))  # both return the plain dict, not what is stored
-    checkpoint = cfg.default_hooks.checkpoint
-    if checkpoint is not None and checkpoint.get("type", "CheckpointHook") in ("CheckpointHook", CheckpointHook):
-        checkpoint["type"] = "mmbivit.AtomicCheckpointHook"
+    if (checkpoint := cfg.default_hooks.checkpoint) is not None:
+        checkpoint.setdefault("type", "CheckpointHook")
+    for hook in filter(None, (checkpoint, *(cfg.get("custom_hooks") or ()))):
+        if hook.get("type") in ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook):
+            hook["type"] = "mmbivit.AtomicCheckpointHook"

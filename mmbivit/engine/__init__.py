@@ -8,6 +8,7 @@ from .ranks_hook import RanksHook
 from .release_memory_hook import ReleaseMemoryHook
 from .resumable_training_hook import ResumableTrainingHook
 from .sign_flips_hook import SignFlipsHook
+from .termination_hook import TerminationHook
 from .throughput_hook import ThroughputHook
 from .worker_end_hook import WorkerEndHook
 
@@ -19,6 +20,7 @@ __all__ = [
     "ReleaseMemoryHook",
     "ResumableTrainingHook",
     "SignFlipsHook",
+    "TerminationHook",
     "ThroughputHook",
     "WorkerEndHook",
     "find_resumable_checkpoint",

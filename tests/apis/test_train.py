@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import urllib.error
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmengine.config import Config
 
 from mmbivit.apis import train, train_config
 from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
+from mmbivit.engine import ThroughputHook
 from mmbivit.models.checkpoint import load_checkpoint_file
 
 OURS = Path(__file__).parents[2] / "configs"
@@ -178,12 +180,28 @@ def test_resume(configs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--resume: checkpoint .*epoch_1.pth does not exist"):
         train_config(config, resume=str(checkpoint), **option)
 
-    content = dict(state_dict={}, optimizer={}, message_hub={}, meta=dict(epoch=1, iter=4))
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    content = dict(state_dict={}, optimizer={}, message_hub=hub, meta=dict(epoch=1, iter=4))
     torch.save(content, checkpoint)
     (tmp_path / "last_checkpoint").write_text(str(checkpoint))
     for resume in ("auto", str(checkpoint)):
         cfg = train_config(config, resume=resume, **option)
         assert (cfg.resume, cfg.load_from) == (True, str(checkpoint))
+
+
+@pytest.mark.parametrize("place", ["before_train_iter", "before_run"])
+def test_a_signal_ends_a_run_with_its_number_and_what_it_has(classifier_configs, tmp_path, monkeypatch, place):
+    def end(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ThroughputHook, place, end)
+    before = signal.getsignal(signal.SIGTERM)
+    options = {"experiment_name": tmp_path.name}
+    cfg = train_config(classifier_configs["float"], work_dir=str(tmp_path), cfg_options=options)
+    with pytest.raises(SystemExit) as stop:
+        train(cfg)
+    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["interrupted.pth"] * (place == "before_train_iter")
 
 
 def test_data_root_reaches_datasets_and_metrics(configs):

@@ -1,4 +1,4 @@
-"""Run by a test: trains a toy model in processes that are killed at random, until it is done.
+"""Run by a test: trains a toy model in processes that are killed or ended at random, until it is done.
 
 Children are forked after everything is imported, so that a run begins within a second.
 """
@@ -73,7 +73,12 @@ def train(work_dir, teacher, pipe, *, by_epoch, interval=None, accumulate=1, ema
         model=model,
         by_epoch=by_epoch,
         length=EPOCHS if by_epoch else ITERATIONS,
-        hooks=[dict(type="mmbivit.ResumableTrainingHook"), *ema_hooks, Progress(pipe)],
+        hooks=[
+            dict(type="mmbivit.ResumableTrainingHook"),
+            dict(type="mmbivit.TerminationHook"),
+            *ema_hooks,
+            Progress(pipe),
+        ],
         optim=dict(accumulative_counts=accumulate),
         param_scheduler=[dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=ITERATIONS, eta_min_ratio=0.1)],
         checkpoint=dict(
@@ -86,8 +91,8 @@ def train(work_dir, teacher, pipe, *, by_epoch, interval=None, accumulate=1, ema
     runner.train()
 
 
-def run_child(kill_after, **options):
-    """Train in a forked process, and kill it so many iterations later; return the iterations it has made."""
+def run_child(kill_after, number=signal.SIGKILL, **options):
+    """Train in a forked process, and send it a signal so many iterations later; return the iterations it has made."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -97,6 +102,8 @@ def run_child(kill_after, **options):
             sys.stdout = sys.stderr
             train(pipe=write, **options)
             status = 0
+        except SystemExit as stop:
+            status = stop.code
         finally:
             os._exit(status)
     os.close(write)
@@ -105,13 +112,14 @@ def run_child(kill_after, **options):
         made += 1
         if made == kill_after:
             time.sleep(random.random() * 0.03)  # somewhere in the next iterations or while saving
-            os.kill(pid, signal.SIGKILL)
-            break
+            os.kill(pid, number)
+            if number == signal.SIGKILL:
+                break
     os.close(read)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
         raise RuntimeError("the training process failed")
-    return made, os.WIFSIGNALED(status)
+    return made, code != 0
 
 
 def main(folder: Path) -> None:
@@ -128,7 +136,8 @@ def main(folder: Path) -> None:
         kills, finished = [], False
         while not finished:
             kill_after = random.randint(1, 4 + len(kills) % 3) if len(kills) < KILLS else None
-            made, killed = run_child(kill_after, work_dir=folder / f"{number}_killed", teacher=teacher, **options)
+            by = (signal.SIGKILL, signal.SIGTERM)[len(kills) % 2]
+            made, killed = run_child(kill_after, by, work_dir=folder / f"{number}_killed", teacher=teacher, **options)
             finished = not killed
             kills += [made] if killed else []
         report[name] = kills
