@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .unwrapping import unwrapped_model
 
-__all__ = ["GRADIENTS_KEY", "UNITS_KEY", "check_fits_run", "drop_configs", "why_not_resumable"]
+__all__ = ["GRADIENTS_KEY", "SIGNS_KEY", "UNITS_KEY", "check_fits_run", "drop_configs", "why_not_resumable"]
 
 # Fields of our own hooks.
 GRADIENTS_KEY = "accumulated_gradients"
+SIGNS_KEY = "sign_flips_signs"
 UNITS_KEY = "resumable_training"
 
 _NEEDED = ("meta", "message_hub", "optimizer")
@@ -182,6 +183,7 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "optimizer": (True, _is(dict), "keys and values"),
     "ema_state_dict": (False, _are(Tensor), "tensors by name"),
     GRADIENTS_KEY: (False, _are(Tensor), "tensors by name"),
+    SIGNS_KEY: (False, _are(Tensor), "tensors by name"),
     UNITS_KEY: (
         False,
         lambda value: _are(int)(value) and value.keys() == {"iterations_per_epoch", "images_per_iteration"},

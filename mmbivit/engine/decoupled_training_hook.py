@@ -5,6 +5,7 @@ import copy
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -98,6 +99,9 @@ class DecoupledTrainingHook(Hook):
         self._check_switch(runner)
         self._check_wrapper(runner)
         self._backbone = find_staged_backbone(unwrapped_model(runner))
+        for wrapper in _wrappers(runner):
+            for group in wrapper.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # without schedulers nobody else does, nor changes the rate
         self._enter_stage(runner, self._wanted_stage(runner))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
@@ -111,8 +115,9 @@ class DecoupledTrainingHook(Hook):
         This runs before schedulers step and checkpoints are written, so a resumed run has the same rates.
         """
         if self.reset_lr and runner.iter + 1 == self._switch_iter(runner):
-            for group in runner.optim_wrapper.param_groups:
-                group["lr"] = group["initial_lr"]
+            for wrapper in _wrappers(runner):
+                for group in wrapper.param_groups:
+                    group["lr"] = group["initial_lr"]
 
     def after_train(self, runner: Runner) -> None:
         """Remove what distillation left on the model, if training ended in stage 1."""
@@ -176,9 +181,10 @@ class DecoupledTrainingHook(Hook):
             runner.message_hub.log_scalars.pop("train/loss_distill", None)
         if stage == 2 and before == 1:
             # An accumulation that the switch cuts has gathered gradients of another network.
-            runner.optim_wrapper.zero_grad()
-            if self.reset_optimizer:
-                runner.optim_wrapper.optimizer.state.clear()
+            for wrapper in _wrappers(runner):
+                wrapper.zero_grad()
+                if self.reset_optimizer:
+                    wrapper.optimizer.state.clear()
             MMLogger.get_current_instance().info(
                 f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
@@ -197,6 +203,12 @@ class DecoupledTrainingHook(Hook):
         if self._distiller is not None:
             self._distiller.remove()
             self._distiller = None
+
+
+def _wrappers(runner: Runner) -> list[OptimWrapper]:
+    """Return the wrapper of the optimizer, or those of several."""
+    wrapper = runner.optim_wrapper
+    return list(wrapper.optim_wrappers.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 
 def _check_teacher(teacher: dict) -> None:

@@ -13,12 +13,12 @@ from mmbivit.checks import check_integer
 from mmbivit.deploy.packing import pack_signs, unpack_signs
 from mmbivit.registry import HOOKS
 
+from .checkpoint_fields import SIGNS_KEY
 from .unwrapping import unwrapped_model
 
 __all__ = ["SignFlipsHook"]
 
 PREFIX = "sign_flips"
-_STATE = "sign_flips_signs"
 
 
 @HOOKS.register_module()
@@ -55,7 +55,7 @@ class SignFlipsHook(Hook):
             raise ValueError("SignFlipsHook: the model has no layer with binary weights")
         self._signs, loaded, self._loaded = signs, self._loaded, None
         for name, words in (loaded or {}).items():
-            if name in signs:
+            if name in signs and words.shape == pack_signs(signs[name]).shape and words.dtype == torch.int32:
                 self._signs[name] = unpack_signs(words, signs[name].shape[1]).to(signs[name].device)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -70,11 +70,11 @@ class SignFlipsHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what was seen last."""
-        checkpoint[_STATE] = {name: pack_signs(signs).cpu() for name, signs in self._signs.items()}
+        checkpoint[SIGNS_KEY] = {name: pack_signs(signs).cpu() for name, signs in self._signs.items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take over what was seen last; a checkpoint of a run without this hook has nothing."""
-        self._loaded = checkpoint.get(_STATE)
+        self._loaded = checkpoint.get(SIGNS_KEY)
 
     def _look(self, runner: Runner, iterations: int) -> None:
         if not is_main_process():

@@ -285,6 +285,15 @@ def test_reset_lr_restarts_the_cosine(tmp_path, teacher):
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("scheduler", [None, []])
+def test_reset_lr_without_schedulers_has_nothing_to_reset(tmp_path, scheduler):
+    """It ended in a KeyError at the switch, when stage 1 was done."""
+    runner = make_runner(tmp_path, dict(switch_epoch=1, reset_lr=True), length=2, param_scheduler=scheduler)
+    runner.train()
+    assert runner.model.backbone.stage == 2
+    assert runner.optim_wrapper.param_groups[0]["lr"] == 1e-2
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_reset_optimizer_makes_stage_2_start_like_a_new_run(tmp_path, reset):
     """Adam's first step has the size of the learning rate, whatever the gradient; a later one has not."""

@@ -106,3 +106,16 @@ def test_what_cannot_be_counted_is_refused(tmp_path):
     assert not any(isinstance(module, BinaryLinear) for module in model.modules() if isinstance(module, nn.Linear))
     with pytest.raises(ValueError, match="no layer with binary weights"):
         make_runner(tmp_path, None, model=model, hooks=hooks).train()
+
+
+def test_signs_of_another_network_are_not_taken_over(tmp_path):
+    """Their shape would be noticed at the first look only, perhaps an epoch later."""
+    hooks = [dict(type="mmbivit.SignFlipsHook", interval=1)]
+    make_runner(tmp_path, dict(switch_epoch=1), length=2, hooks=hooks).train()
+    content = torch.load(tmp_path / "epoch_1.pth", weights_only=False)
+    saved = content["sign_flips_signs"]
+    for name, odd in zip(list(saved), (torch.zeros(3), torch.zeros(2, 2, dtype=torch.int32)), strict=False):
+        saved[name] = odd
+    torch.save(content, tmp_path / "odd.pth")
+    odd = str(tmp_path / "odd.pth")
+    make_runner(tmp_path, dict(switch_epoch=1), length=2, hooks=hooks, load_from=odd, resume=True).train()
