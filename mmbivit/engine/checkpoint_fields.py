@@ -41,7 +41,7 @@ def why_not_resumable(checkpoint: dict[str, Any]) -> str | None:
     missing = [key for key in _NEEDED if key not in checkpoint]
     if missing:
         kind = "weights alone" if len(missing) == len(_NEEDED) else "weights of a run, but not its state"
-        return f"it holds {kind} (no {', '.join(missing)}); a new run can start from it, as load_from in the config"
+        return f"it holds {kind} (no {', '.join(missing)}); a new run can start from it: --cfg-options load_from=FILE"
     for place, (is_required, is_right, expected) in _FIELDS.items():
         value = _at(checkpoint, place)
         if value is None and not is_required:
