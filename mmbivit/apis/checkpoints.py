@@ -19,7 +19,7 @@ from mmbivit.models.keys import find_state_dict
 
 from .config import inner_dataset, is_classifier
 
-__all__ = ["fetch_checkpoints", "load_classifier", "load_trained_model", "use_safe_loading"]
+__all__ = ["fetch_checkpoints", "load_classifier", "load_detector", "load_trained_model", "use_safe_loading"]
 
 
 # Names of published models by scheme, and schemes of storage that needs packages of its own: MMEngine's loaders.
@@ -93,13 +93,34 @@ def load_classifier(model: ImageClassifier, checkpoint: str | Path) -> None:
     model.dataset_meta = dataset_meta if len(dataset_meta.get("classes", ())) == model.head.out_features else None
 
 
-def _load_all_weights(model: nn.Module, checkpoint: str | Path, kind: str) -> dict[str, Any]:
+def load_detector(model: nn.Module, checkpoint: str | Path, left_over: str | None = None) -> dict[str, Any]:
+    """Load a checkpoint into a detector, all of it.
+
+    Args:
+        model: the detector.
+        checkpoint: file or URL.
+        left_over: what the keys begin with that the checkpoint may have and the detector has not.
+
+    Returns:
+        What the checkpoint says of the classes.
+
+    Raises:
+        FileNotFoundError: if the file does not exist or cannot be downloaded.
+        ValueError: if a weight is missing, left over or of another shape; the message names the first.
+    """
+    return _saved_dataset_meta(checkpoint, _load_all_weights(model, checkpoint, "detector", left_over))
+
+
+def _load_all_weights(
+    model: nn.Module, checkpoint: str | Path, kind: str, left_over: str | None = None
+) -> dict[str, Any]:
     """Load a checkpoint into a whole model, where MMEngine would only warn of weights that it lacks.
 
     Args:
         model: the model.
         checkpoint: file, URL or name of a timm model.
         kind: what the model is, ``classifier`` or ``detector``, for messages.
+        left_over: what the keys begin with that the checkpoint may have and the model has not.
 
     Returns:
         The content of the checkpoint.
@@ -120,6 +141,8 @@ def _load_all_weights(model: nn.Module, checkpoint: str | Path, kind: str) -> di
         raise ValueError(f"{checkpoint} does not fit the config's model: {reason}") from error
     if kind == "detector":
         _check_output_norms(model, checkpoint, content)
+    if left_over:
+        unexpected = [key for key in unexpected if not key.startswith(left_over)]
     problems = [
         f"{len(keys)} tensors {what}, first {keys[0]}"
         for what, keys in (("are missing in it", missing), ("of it have no place", unexpected))
@@ -159,8 +182,7 @@ def load_trained_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
         if classifier:
             load_classifier(model, checkpoint)
         else:
-            content = _load_all_weights(model, checkpoint, "detector")
-            model.dataset_meta = _dataset_meta(cfg, _saved_dataset_meta(checkpoint, content))
+            model.dataset_meta = _dataset_meta(cfg, load_detector(model, checkpoint))
     return model.eval()
 
 

@@ -8,13 +8,17 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel
+from mmengine.registry import MODELS
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import WorkerEndHook
+from mmbivit.engine.unwrapping import unwrapped_model
 from mmbivit.models.checkpoint import checkpoint_path
 
-from .checkpoints import load_classifier, use_safe_loading
+from .checkpoints import load_classifier, load_detector, use_safe_loading
 from .config import inner_dataset, is_classifier, load_config, refuse_options, set_work_dir
 from .device import distributed, set_launcher
 from .packed import load_into, load_packed, use_packed_backbone
@@ -22,6 +26,8 @@ from .predict import is_packed_file
 from .run import build_runner
 
 __all__ = ["evaluate", "evaluation_config"]
+
+MASK_HEAD = "roi_head.mask_head."  # which --tta leaves out, see :func:`_detect_boxes_only`
 
 
 def evaluation_config(
@@ -84,8 +90,8 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: if data or checkpoint are missing.
-        ValueError: if ``out`` is no pickle file, or if the checkpoint is not one of the classifier, or a packed file is
-            of another model.
+        ValueError: if ``out`` is no pickle file, or if a weight of the checkpoint is missing, left over or of another
+            shape; the message names the first.
     """
     if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
@@ -102,20 +108,30 @@ def _evaluate(cfg: Config, out: str | Path | None, notes: Iterable[str]) -> dict
     if is_packed_file(checkpoint):
         packed = load_packed(checkpoint, "classifier" if is_classifier(cfg) else "detector")
         use_packed_backbone(cfg, packed)
-    # MMEngine only warns of missing weights, and would evaluate a classifier with a random head.
-    cfg.load_from = None if packed is not None or is_classifier(cfg) else checkpoint
+    cfg.load_from = None  # MMEngine only warns of missing weights, and would evaluate a network with random ones
     runner = build_runner(cfg, notes)
     runner.register_hook(WorkerEndHook())
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = _built_model(runner)
     if packed is not None:
         load_into(model, packed, checkpoint)
     elif is_classifier(cfg):
         load_classifier(model, checkpoint)
-    if cfg.load_from is None:
-        print_log(f"Load checkpoint from {checkpoint}", "current")
+    elif isinstance(model, BaseTTAModel):
+        load_detector(model.module, checkpoint, left_over=MASK_HEAD)
+    else:
+        load_detector(model, checkpoint)
+    print_log(f"Load checkpoint from {checkpoint}", "current")
     if out is not None:
         runner.test_evaluator.metrics.append(_dump_metric(cfg, str(out)))
     return runner.test()
+
+
+def _built_model(runner: Runner | FlexibleRunner) -> nn.Module:
+    """Return a runner's model; ``FlexibleRunner`` would build and initialise it when the test begins."""
+    if isinstance(runner, FlexibleRunner):
+        runner.model = MODELS.build(runner.model)
+        runner.cfg.init_weights_for_test_or_val = False
+    return unwrapped_model(runner)
 
 
 def _refuse_for_packed(checkpoint: str | Path, tta: bool, launcher: str, cfg_options: dict[str, Any] | None) -> None:

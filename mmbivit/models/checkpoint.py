@@ -6,6 +6,7 @@ Swin weights of mmdet, timm and the official Swin, for float and binary networks
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -284,6 +285,13 @@ def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
     if from_float:
         for key in filter(BINARY_ONLY.search, current):
             state_dict.setdefault(key, current[key])
+        # Nothing is missing then, so that MMEngine has no warning of its own.
+        print_log(
+            "The weights are of a float network, this one is binary: thresholds, spatial interaction and statistics "
+            "start fresh. It has to be trained before its predictions mean anything.",
+            "current",
+            logging.WARNING,
+        )
 
 
 def _resize_bias_table(table: Tensor, length: int) -> Tensor:

@@ -85,9 +85,7 @@ def test_tta_detects_boxes_in_image_and_mirror_image(config, tmp_path):
     metrics = evaluate(cfg, out=tmp_path / "tta.pkl")
     assert BOX in metrics
     assert MASK not in metrics
-    plain = config(cfg_options={"experiment_name": "plain", "model.roi_head.mask_head": None})
-    plain.test_evaluator.metric = "bbox"
-    evaluate(plain, out=tmp_path / "plain.pkl")
+    evaluate(config(cfg_options={"experiment_name": "plain"}), out=tmp_path / "plain.pkl")
     with_tta, without = (pickle.loads((tmp_path / name).read_bytes())[0] for name in ("tta.pkl", "plain.pkl"))
     scores = with_tta["pred_instances"]["scores"]
     # The best box of the plain image survives merging; the mirror image adds others.
@@ -101,6 +99,51 @@ def test_tta_of_the_config_comes_first(config):
     assert cfg.model.tta_cfg.max_per_img == 7
     assert cfg.test_dataloader.dataset.pipeline == [dict(type="Own")]
     assert "mask_head" in cfg.model.module.roi_head
+
+
+def test_weights_that_do_not_fit_a_detector_are_named(configs, float_checkpoint, tmp_path):
+    content = torch.load(float_checkpoint, weights_only=False)
+    weights = content["state_dict"]
+    changes = {
+        "less": {key: value for key, value in weights.items() if "bbox_head.fc_cls" not in key},
+        "more": weights | {"neck.other": torch.zeros(1)},
+        "other": weights | {"rpn_head.rpn_cls.weight": torch.zeros(5, 8, 1, 1)},
+    }
+    for name, state in changes.items():
+        torch.save(content | dict(state_dict=state), tmp_path / f"{name}.pth")
+
+    def refuse(message, name="float", checkpoint=float_checkpoint, tta=False, **cfg_options):
+        cfg_options = {"experiment_name": f"{tmp_path.name}_{message}", **cfg_options}
+        options = dict(work_dir=str(tmp_path), tta=tta, cfg_options=cfg_options)
+        with pytest.raises(ValueError, match=message) as caught:
+            evaluate(evaluation_config(configs[name], checkpoint, **options))
+        assert "\n" not in str(caught.value)
+        assert str(checkpoint) in str(caught.value)
+
+    refuse("is of a float network, the config's is binary", "binary")
+    refuse("2 tensors are missing in it, first roi_head.bbox_head.fc_cls", checkpoint=tmp_path / "less.pth")
+    refuse("1 tensors of it have no place, first neck.other", checkpoint=tmp_path / "more.pth")
+    refuse("does not fit the config's model: size mismatch for rpn_head", checkpoint=tmp_path / "other.pth")
+    refuse("no place, first roi_head.mask_head", **{"model.roi_head.mask_head": None})
+    # With --tta the mask head is left out, and nothing else.
+    refuse("1 tensors of it have no place, first neck.other", checkpoint=tmp_path / "more.pth", tta=True)
+    refuse("is of a float network, the config's is binary", "binary", tta=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(runner_type="FlexibleRunner"),
+        dict(custom_hooks=[dict(type="EMAHook", ema_type="ExponentialMovingAverage")]),
+    ],
+)
+def test_runner_and_ema_change_no_number(config, tmp_path, options):
+    predictions = []
+    for name, more in (("plain", {}), ("other", options)):
+        evaluate(config(cfg_options={"experiment_name": f"{tmp_path.name}_{name}", **more}), out=tmp_path / "out.pkl")
+        predictions.append(pickle.loads((tmp_path / "out.pkl").read_bytes()))
+    for a, b in zip(*predictions, strict=True):
+        assert torch.equal(a["pred_instances"]["scores"], b["pred_instances"]["scores"])
 
 
 def test_bad_input_is_named_before_anything_is_built(configs, config):

@@ -1,6 +1,7 @@
 """Loading: weights of mmdet, timm and the official Swin, other architectures, and files that are not to be trusted."""
 
 import argparse
+import logging
 import os
 import pickle
 import re
@@ -71,7 +72,9 @@ def test_a_detector_checkpoint_goes_through_mmengines_loader(tmp_path):
     assert torch.equal(target.neck.weight, source.neck.weight)
 
 
-def test_a_float_checkpoint_initialises_a_binary_student():
+def test_a_float_checkpoint_initialises_a_binary_student_and_says_so_once(monkeypatch):
+    lines = []
+    monkeypatch.setattr("mmbivit.models.checkpoint.print_log", lambda *args: lines.append(args))
     teacher, student = float_swin(), binary_swin()
     for parameter in teacher.parameters():
         nn.init.normal_(parameter)
@@ -92,6 +95,11 @@ def test_a_float_checkpoint_initialises_a_binary_student():
         assert np.array_equal(after[stem + "mlp.fc2.weight"].numpy(), fc2[:, keep])
         for key in ("mlp.si.fc1.weight", "attn.qkv.input_quantizer.gamma", "norm1.running_var"):
             assert torch.equal(after[stem + key], before[stem + key])
+    ((message, _, level),) = lines
+    assert "weights are of a float network" in message
+    assert level == logging.WARNING
+    student.load_state_dict(after)
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(
