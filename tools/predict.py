@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
 
 from mmbivit.apis import (
+    UnusableImagesError,
     classify,
     is_classifier,
     load_config,
@@ -15,7 +18,7 @@ from mmbivit.apis import (
     refuse_options,
     user_errors,
 )
-from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
+from mmbivit.apis.options import add_debug_option, add_pixels_option, add_trust_option, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--topk", type=int, metavar="N", help="classifiers only: classes per image (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the best available)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (default: 1)")
+    add_pixels_option(parser)
     add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
@@ -49,24 +53,37 @@ def main() -> None:
     args = parse_args()
     with user_errors(args.debug), trusted(args):
         cfg = load_config(args.config)
-        (run_classifier if is_classifier(cfg) else run_detector)(cfg, args)
+        run, show = (run_classifier, show_classes) if is_classifier(cfg) else (run_detector, show_detections)
+        try:
+            show(run(cfg, args), args)
+        except UnusableImagesError as error:
+            show(error.results, args)
+            raise
 
 
-def run_detector(cfg: Config, args: argparse.Namespace) -> None:
-    """Write pictures and detections, and say where."""
+def run_detector(cfg: Config, args: argparse.Namespace) -> list[Path]:
+    """Write pictures and detections."""
     refuse_options(cfg, topk=args.topk)
     score_thr = {} if args.score_thr is None else dict(score_thr=args.score_thr)
-    options = dict(device=args.device, batch_size=args.batch_size)
-    files = predict(args.config, args.checkpoint, args.images, args.out_dir, **score_thr, **options)
+    options = dict(device=args.device, batch_size=args.batch_size, max_pixels=args.max_pixels)
+    return predict(args.config, args.checkpoint, args.images, args.out_dir, **score_thr, **options)
+
+
+def show_detections(files: list[Path], args: argparse.Namespace) -> None:
+    """Say where the pictures and detections are."""
     print(f"Wrote {len(files)} pictures to {args.out_dir}/vis and their detections to {args.out_dir}/preds.")
 
 
-def run_classifier(cfg: Config, args: argparse.Namespace) -> None:
-    """Print the most likely classes, and write them where that is wanted."""
+def run_classifier(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Find the most likely classes, and write them where that is wanted."""
     refuse_options(cfg, score_thr=args.score_thr)
     topk = {} if args.topk is None else dict(topk=args.topk)
-    options = dict(device=args.device, batch_size=args.batch_size)
-    results = classify(args.config, args.checkpoint, args.images, args.out_dir, **topk, **options)
+    options = dict(device=args.device, batch_size=args.batch_size, max_pixels=args.max_pixels)
+    return classify(args.config, args.checkpoint, args.images, args.out_dir, **topk, **options)
+
+
+def show_classes(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Print the most likely classes."""
     # A pipe or a file has no width: nothing is cut there.
     Console(width=None if sys.stdout.isatty() else 10_000).print(predictions_table(results))
     if args.out_dir is not None:

@@ -8,13 +8,14 @@ made by :func:`export_packed` and used by :func:`detect_packed` and :func:`class
 from .checkpoints import use_safe_loading
 from .classify import classify, predictions_table
 from .config import is_classifier, load_config, refuse_options
-from .errors import user_errors
+from .errors import UnusableImagesError, user_errors
 from .evaluate import evaluate, evaluation_config
 from .packed import classify_packed, detect_packed, export_packed, export_table, packed_kind
 from .predict import find_images, predict
 from .train import train, train_config
 
 __all__ = [
+    "UnusableImagesError",
     "classify",
     "classify_packed",
     "detect_packed",

@@ -22,9 +22,13 @@ from mmbivit.models.classifier import ImageClassifier
 
 from .checkpoints import load_classifier
 from .config import inner_dataset, is_classifier, load_config
+from .errors import UnusableImagesError
+from .images import MAX_PIXELS, load_usable
 from .predict import check_run_options, find_images, refuse_packed_file
 
 __all__ = ["build_transform", "check_topk", "classify", "classify_files", "load_image", "predictions_table"]
+
+MAX_RATIO = 1000  # of the sides of an image; with 256 rows it has 256000 columns then
 
 
 def classify(
@@ -35,6 +39,7 @@ def classify(
     topk: int = 5,
     device: str | None = None,
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[dict[str, Any]]:
     """Classify images with the transform of the config's test data (validation data if it has none).
 
@@ -46,6 +51,7 @@ def classify(
         topk: classes per image; all of them, if there are fewer.
         device: such as ``cuda:0``; the best available by default.
         batch_size: images per forward pass.
+        max_pixels: an image of more pixels is not decoded.
 
     Returns:
         For each image a dict of ``img_path``, and best first ``labels``, ``scores`` (probabilities) and ``names``.
@@ -53,11 +59,11 @@ def classify(
 
     Raises:
         FileNotFoundError: if config, checkpoint or an image does not exist.
-        ValueError: if an image cannot be read, the checkpoint is of another model or packed, or an option has no
-            sense.
+        UnusableImagesError: after all others were classified, if images cannot be read or have too many pixels.
+        ValueError: if the checkpoint is of another model or packed, or an option has no sense.
     """
     check_topk(topk)
-    check_run_options(device, batch_size)
+    check_run_options(device, batch_size, max_pixels)
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if not is_classifier(cfg):
@@ -68,7 +74,7 @@ def classify(
         transform = build_transform(cfg)
         model = MODELS.build(cfg.model)
     load_classifier(model, checkpoint)
-    return classify_files(model.to(device or get_device()), transform, files, out_dir, batch_size)
+    return classify_files(model.to(device or get_device()), transform, files, out_dir, batch_size, max_pixels)
 
 
 def check_topk(topk: int) -> None:
@@ -78,19 +84,28 @@ def check_topk(topk: int) -> None:
 
 
 def classify_files(
-    model: ImageClassifier, transform: Compose, files: Sequence[Path], out_dir: str | Path | None, batch_size: int
+    model: ImageClassifier,
+    transform: Compose,
+    files: Sequence[Path],
+    out_dir: str | Path | None,
+    batch_size: int,
+    max_pixels: int,
 ) -> list[dict[str, Any]]:
-    """Classify image files with a classifier and return what :func:`classify` does."""
+    """Classify image files with a classifier and return, or raise, what :func:`classify` does."""
     model.eval()
-    results = []
+    results, problems = [], {}
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     for batch in track(batches, description="Classifying", console=Console(stderr=True)):
-        inputs = torch.stack([load_image(file, transform) for file in batch])
-        with torch.no_grad():
-            predictions = model.test_step(dict(inputs=inputs, img_path=list(map(str, batch))))
-        results += map(_result, predictions)
+        loaded = load_usable(batch, lambda file: load_image(file, transform), problems, max_pixels)
+        if loaded:
+            inputs = torch.stack([image for _, image in loaded])
+            with torch.no_grad():
+                predictions = model.test_step(dict(inputs=inputs, img_path=[str(file) for file, _ in loaded]))
+            results += map(_result, predictions)
     if out_dir is not None:
         _write(results, Path(out_dir) / "preds")
+    if problems:
+        raise UnusableImagesError(results, problems)
     return results
 
 
@@ -117,12 +132,21 @@ def build_transform(cfg: Config) -> Compose:
 
 
 def load_image(file: Path, transform: Compose) -> Tensor:
-    """Load and transform an image for a classifier, ``(3, H, W)``; raises a ValueError if it cannot be decoded."""
+    """Load and transform an image for a classifier, ``(3, H, W)``.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it cannot be decoded, or is so thin that it would be huge once its short side is resized.
+    """
     try:
         with Image.open(file) as image:
             rgb = to_rgb(image)
     except Exception as error:  # Pillow's decoders raise almost anything
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # missing or not readable, and named
         raise ValueError(f"image {file} cannot be decoded: {error}") from error
+    if max(rgb.size) > MAX_RATIO * min(rgb.size):
+        raise ValueError(f"{file} has {rgb.width} x {rgb.height} pixels, too thin to be resized")
     return transform(dict(img=rgb))["inputs"]
 
 

@@ -9,18 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import mmengine
 from mmengine.registry import Registry
 
 from mmbivit.checks import did_you_mean
 
-__all__ = ["error_message", "is_user_error", "user_errors"]
+__all__ = ["UnusableImagesError", "error_message", "is_user_error", "user_errors"]
 
 DEBUG_VARIABLE = "MMBIVIT_DEBUG"
 _PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 _MMENGINE = str(Path(mmengine.__file__).resolve().parent) + os.sep
 _UNKNOWN_KEY = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+
+
+class UnusableImagesError(ValueError):
+    """Some images could not be used, or none could; the others were predicted first.
+
+    Args:
+        results: what would have been returned without them.
+        problems: by file, a line that names it and says what is wrong.
+    """
+
+    def __init__(self, results: list[Any], problems: dict[Path, str]):
+        super().__init__("\n".join(problems.values()))
+        self.results, self.problems = results, problems
 
 
 @contextmanager
@@ -34,7 +48,9 @@ def user_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0") or not is_user_error(error):
             raise
-        print(f"error: {error_message(error)}", file=sys.stderr)
+        messages = error.problems.values() if isinstance(error, UnusableImagesError) else [error_message(error)]
+        for message in messages:
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

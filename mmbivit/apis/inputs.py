@@ -14,14 +14,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmbivit.datasets import set_data_root
-from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.engine.decoupled_training_hook import build_teacher, find_staged_backbone
 from mmbivit.models import ImageClassifier
 
 from .checkpoints import load_trained_model
 from .classify import build_transform, load_image
-from .config import inner_dataset, is_classifier, load_config
-from .predict import find_images, refuse_packed_file
+from .config import is_classifier, load_config
+from .images import check_is_image
+from .predict import detection_transform, find_images, refuse_packed_file
 
 __all__ = ["load_images", "load_stage2_model", "load_teacher", "pixels_of", "training_batches"]
 
@@ -101,22 +101,15 @@ def load_images(cfg: Config, model: nn.Module, images: list[str | Path]) -> Iter
     """
     files = find_images(images, unique_names=False)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
-        transform = build_transform(cfg) if is_classifier(cfg) else _detection_transform(cfg)
+        transform = build_transform(cfg) if is_classifier(cfg) else detection_transform(cfg)
     for file in files:
+        check_is_image(file)
         if is_classifier(cfg):
             data = dict(inputs=load_image(file, transform)[None])
         else:
             item = transform(dict(img_path=str(file), img_id=0))
             data = dict(inputs=[item["inputs"]], data_samples=[item["data_samples"]])
         yield file, model.data_preprocessor(data)["inputs"]
-
-
-def _detection_transform(cfg: Config) -> CheckedPipeline:
-    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
-    pipeline = inner_dataset(loader["dataset"]).get("pipeline") if loader else None
-    if not pipeline:
-        raise ValueError(f"{cfg.filename} has no test_dataloader with a pipeline, whose transforms images need")
-    return CheckedPipeline([step for step in pipeline if not step["type"].endswith("LoadAnnotations")])
 
 
 def pixels_of(model: nn.Module, image: Tensor) -> np.ndarray:

@@ -9,7 +9,17 @@ from mmengine.config import DictAction
 
 from mmbivit.models.checkpoint import trust_checkpoints
 
-__all__ = ["ConfigOptions", "add_debug_option", "add_run_options", "add_trust_option", "set_local_rank", "trusted"]
+from .images import MAX_PIXELS
+
+__all__ = [
+    "ConfigOptions",
+    "add_debug_option",
+    "add_pixels_option",
+    "add_run_options",
+    "add_trust_option",
+    "set_local_rank",
+    "trusted",
+]
 
 
 class ConfigOptions(DictAction):
@@ -53,6 +63,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--debug``."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or MMBIVIT_DEBUG=1)")
+
+
+def add_pixels_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-pixels``."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="leave images of more pixels out, without decoding them: a file of 1 MB may have so many that they fill "
+        f"the memory (default: {MAX_PIXELS})",
+    )
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:

@@ -18,8 +18,16 @@ from mmbivit.deploy.serialization import SUFFIX, read_header
 from .checkpoints import load_trained_model
 from .classify import check_topk, classify_files
 from .config import load_config
+from .images import MAX_PIXELS
 from .packed_config import PACKED_BACKBONE
-from .predict import check_out_dir, check_run_options, find_images, is_packed_file, write_detections
+from .predict import (
+    check_out_dir,
+    check_run_options,
+    find_images,
+    is_packed_file,
+    make_inferencer,
+    write_detections,
+)
 
 __all__ = [
     "Export",
@@ -149,17 +157,22 @@ def detect_packed(
     out_dir: str | Path | None = None,
     score_thr: float = 0.3,
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Path]:
     """Detect objects with a packed detector on the CPU and write pictures and JSON, as :func:`predict` does.
 
     Raises:
         FileNotFoundError: if the file or an image does not exist.
-        ValueError: if the file is of anything else, an image cannot be read or an option has no sense.
+        UnusableImagesError: after all others were predicted, if images cannot be read or have too many pixels.
+        ValueError: if the file is of anything else or an option has no sense.
     """
-    check_run_options(None, batch_size)
+    check_run_options(None, batch_size, max_pixels)
     check_out_dir(out_dir)
     files = find_images(images)
-    inferencer = _inferencer(load_packed(file, "detector"), file)
+    model = load_packed(file, "detector")
+    loader = dict(dataset=dict(pipeline=_pipeline(model, file)))
+    cfg = Config(dict(test_dataloader=loader, visualizer=dict(type="DetLocalVisualizer", name="packed")))
+    inferencer = make_inferencer(model, cfg, "cpu", max_pixels)
     return write_detections(inferencer, files, out_dir, score_thr, batch_size)
 
 
@@ -169,21 +182,23 @@ def classify_packed(
     out_dir: str | Path | None = None,
     topk: int = 5,
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[dict[str, Any]]:
     """Classify images with a packed classifier on the CPU and return what :func:`classify` does.
 
     Raises:
         FileNotFoundError: if the file or an image does not exist.
-        ValueError: if the file is of anything else, an image cannot be read or an option has no sense.
+        UnusableImagesError: after all others were predicted, if images cannot be read or have too many pixels.
+        ValueError: if the file is of anything else or an option has no sense.
     """
     check_topk(topk)
-    check_run_options(None, batch_size)
+    check_run_options(None, batch_size, max_pixels)
     files = find_images(images, unique_names=out_dir is not None)
     model = load_packed(file, "classifier")
     model.topk = min(topk, model.head.out_features)
     with DefaultScope.overwrite_default_scope("mmengine"):
         transform = Compose(_pipeline(model, file))
-    return classify_files(model, transform, files, out_dir, batch_size)
+    return classify_files(model, transform, files, out_dir, batch_size, max_pixels)
 
 
 def load_packed(file: str | Path, kind: str) -> nn.Module:
@@ -237,20 +252,3 @@ def _pipeline(model: nn.Module, file: str | Path) -> list[dict[str, Any]]:
     if not model.cfg.test_dataloader:
         raise ValueError(f"{file} has no transforms of test images; export it with a config that has a test_dataloader")
     return model.cfg.test_dataloader.dataset.pipeline
-
-
-def _inferencer(model: nn.Module, file: str | Path) -> Any:
-    """Make mmdet's inferencer of a model that is built and loaded already."""
-    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
-    from mmdet.apis import DetInferencer
-
-    class PackedInferencer(DetInferencer):
-        """mmdet's, without building a model."""
-
-        def _init_model(self, cfg: Config, weights: str | None, device: str = "cpu") -> nn.Module:
-            return model
-
-    model.dataset_meta = dict(palette="random") | (model.dataset_meta or {})
-    loader = dict(dataset=dict(pipeline=_pipeline(model, file)))
-    cfg = Config(dict(test_dataloader=loader, visualizer=dict(type="DetLocalVisualizer", name="packed")))
-    return PackedInferencer(cfg, device="cpu", show_progress=False)

@@ -2,25 +2,31 @@
 
 import glob
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
+from mmengine.config import Config
+from mmengine.device import get_device
 from rich.progress import track
+from torch import nn
 
+from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.deploy.serialization import SUFFIX
-from mmbivit.models.checkpoint import checkpoint_path
 
-from .checkpoints import use_safe_loading
-from .config import is_classifier, load_config
+from .checkpoints import load_trained_model, use_safe_loading
+from .config import inner_dataset, is_classifier, load_config
+from .errors import UnusableImagesError
+from .images import MAX_PIXELS, load_usable
 
 __all__ = [
     "check_out_dir",
     "check_run_options",
+    "detection_transform",
     "find_images",
     "is_packed_file",
+    "make_inferencer",
     "predict",
     "refuse_packed_file",
     "write_detections",
@@ -38,27 +44,25 @@ def find_images(inputs: Sequence[str | Path], unique_names: bool = True) -> list
 
     Raises:
         FileNotFoundError: if a file does not exist, or a folder or pattern has no image.
-        ValueError: if a file is no image, or a name is not unique.
+        ValueError: if a name is not unique.
     """
     found: list[Path] = []
     for item in map(str, inputs):
         if Path(item).is_dir():
-            files = sorted(file for file in Path(item).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            names = (file for file in Path(item).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(file for file in names if not file.is_dir())
             if not files:
                 raise FileNotFoundError(f"folder {item} has no image")
-        elif Path(item).exists() or not glob.has_magic(item):
+        elif Path(item).exists():
             files = [Path(item)]
+        elif not glob.has_magic(item):
+            raise FileNotFoundError(f"image {item} does not exist")
         else:
-            files = sorted(Path(file) for file in glob.glob(item, recursive=True) if Path(file).is_file())
+            files = sorted(Path(file) for file in glob.glob(item, recursive=True) if not Path(file).is_dir())
             if not files:
                 raise FileNotFoundError(f"no file matches {item}")
         found += files
     found = list(dict.fromkeys(found))
-    for file in found:
-        if not file.is_file():
-            raise FileNotFoundError(f"image {file} does not exist")
-        if not cv2.haveImageReader(str(file)):
-            raise ValueError(f"{file} is no image that can be read")
     name, count = Counter(file.stem for file in found).most_common(1)[0] if found else ("", 0)
     if unique_names and count > 1:
         same = ", ".join(str(file) for file in found if file.stem == name)
@@ -84,10 +88,11 @@ def refuse_packed_file(checkpoint: str | Path) -> None:
         )
 
 
-def check_run_options(device: str | None, batch_size: int) -> None:
-    """Raise a ValueError for a batch size below 1, or a GPU where there is none."""
-    if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more")
+def check_run_options(device: str | None, batch_size: int, max_pixels: int) -> None:
+    """Raise a ValueError for a batch size or a number of pixels below 1, or a GPU where there is none."""
+    for name, number in (("batch-size", batch_size), ("max-pixels", max_pixels)):
+        if number < 1:
+            raise ValueError(f"--{name} {number}; allowed: 1 or more")
     if device and device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: PyTorch finds no CUDA device here; leave the option out, or take cpu")
 
@@ -100,6 +105,7 @@ def predict(
     score_thr: float = 0.3,
     device: str | None = None,
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Path]:
     """Detect objects with mmdet's ``DetInferencer`` and write pictures and JSON.
 
@@ -112,26 +118,25 @@ def predict(
         score_thr: lowest score of a detection that is drawn; the JSON has all.
         device: such as ``cuda:0``; the best available by default.
         batch_size: images per forward pass.
+        max_pixels: an image of more pixels is not decoded.
 
     Returns:
         The JSON files, in the order of the images.
 
     Raises:
         FileNotFoundError: if config, checkpoint or an image does not exist.
-        ValueError: if an image cannot be read, an option has no sense or the checkpoint is a packed file.
+        UnusableImagesError: after all others were predicted, if images cannot be read or have too many pixels.
+        ValueError: if the checkpoint does not fit the config or is a packed file, or an option has no sense.
     """
-    check_run_options(device, batch_size)
+    check_run_options(device, batch_size, max_pixels)
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if is_classifier(cfg):
         raise ValueError(f"{config} is the config of a classifier; predict() needs one of a detector")
     check_out_dir(out_dir)
     files = find_images(images)
-    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
-    from mmdet.apis import DetInferencer
-
     use_safe_loading()
-    inferencer = DetInferencer(cfg, str(checkpoint_path(str(checkpoint))), device=device, show_progress=False)
+    inferencer = make_inferencer(load_trained_model(cfg, checkpoint), cfg, device or get_device(), max_pixels)
     return write_detections(inferencer, files, out_dir, score_thr, batch_size)
 
 
@@ -141,10 +146,59 @@ def check_out_dir(out_dir: str | Path | None) -> None:
         raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
 
 
+def detection_transform(cfg: Config) -> CheckedPipeline:
+    """Build the transform of a detector's test data, without annotations; raises a ValueError if there is none."""
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+    pipeline = inner_dataset(loader["dataset"]).get("pipeline") if loader else None
+    if not pipeline:
+        raise ValueError(f"{cfg.filename} has no test_dataloader with a pipeline, whose transforms images need")
+    steps = [step for step in pipeline if not step["type"].endswith("LoadAnnotations")]
+    return CheckedPipeline(steps, annotated=False)
+
+
+def make_inferencer(model: nn.Module, cfg: Config, device: str, max_pixels: int) -> Any:
+    """Make mmdet's inferencer of a model that is built and loaded already.
+
+    Args:
+        model: the detector, with ``dataset_meta``.
+        cfg: a config with its transforms of test images and its visualizer.
+        device: where it runs.
+        max_pixels: an image of more pixels is not decoded.
+
+    Returns:
+        An inferencer that takes the paths of one batch. It leaves images out that it cannot use, and puts a line for
+        each into its ``problems``, by file.
+    """
+    # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
+    from mmdet.apis import DetInferencer
+
+    class Inferencer(DetInferencer):
+        """mmdet's, without building a model, and without ending at the first image that is damaged."""
+
+        def _init_model(self, cfg: Config, weights: str | None, device: str = "cpu") -> nn.Module:
+            return model.to(device)
+
+        def _init_pipeline(self, cfg: Config) -> CheckedPipeline:
+            return detection_transform(cfg)
+
+        def preprocess(self, inputs: list[str], batch_size: int = 1, **kwargs: Any) -> Iterator[Any]:
+            loaded = load_usable(map(Path, inputs), self._load, self.problems, max_pixels)
+            if loaded:
+                yield self.collate_fn([(str(file), item) for file, item in loaded])
+
+        def _load(self, file: Path) -> dict[str, Any]:
+            return self.pipeline(dict(img_path=str(file), img_id=0))
+
+    model.dataset_meta = dict(palette="random") | (model.dataset_meta or {})
+    inferencer = Inferencer(cfg, device=device, show_progress=False)
+    inferencer.problems = {}
+    return inferencer
+
+
 def write_detections(
     inferencer: Any, files: Sequence[Path], out_dir: str | Path, score_thr: float, batch_size: int
 ) -> list[Path]:
-    """Detect objects with mmdet's ``DetInferencer`` as :func:`predict` does, and return the JSON files."""
+    """Detect objects with what :func:`make_inferencer` returns, as :func:`predict` does, and return the JSON files."""
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     # One call per batch, because the inferencer keeps the pictures of a call in memory.
     for batch in track(batches, description="Detecting"):
@@ -155,4 +209,8 @@ def write_detections(
             out_dir=str(out_dir),
             no_save_pred=False,
         )
-    return [Path(out_dir) / "preds" / f"{file.stem}.json" for file in files]
+    problems = inferencer.problems
+    results = [Path(out_dir) / "preds" / f"{file.stem}.json" for file in files if file not in problems]
+    if problems:
+        raise UnusableImagesError(results, problems)
+    return results

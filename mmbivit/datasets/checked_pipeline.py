@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 import torch
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import LoadImageFromFile, Resize
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from PIL import Image
@@ -41,6 +41,7 @@ class CheckedPipeline(Compose):
 
     Args:
         transforms: transforms of a pipeline, of which one is a ``LoadImageFromFile``.
+        annotated: whether images have annotations, which the messages then mention.
 
     Raises:
         ValueError: from a call, if an image cannot be decoded, is truncated, has another size than in its annotations,
@@ -48,8 +49,9 @@ class CheckedPipeline(Compose):
         RuntimeError: from a call, if a transform fails otherwise. It names file and transform.
     """
 
-    def __init__(self, transforms: list):
+    def __init__(self, transforms: list, annotated: bool = True):
         super().__init__(transforms)
+        self._annotated = annotated
         # Shared, so that it is said once and not by every worker process.
         self._has_warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
@@ -62,13 +64,15 @@ class CheckedPipeline(Compose):
             except Exception as error:  # OpenCV's and Pillow's decoders raise almost anything
                 if isinstance(error, OSError) and error.filename is not None:
                     raise  # missing or not readable, and named
-                raise _named(error, step, path) from error
+                raise self._named(error, step, path, data) from error
             if isinstance(step, LoadImageFromFile):
-                if data is None:
+                if data is not None:
+                    self._check(path, data, step.color_type)
+                elif self._annotated:
                     reason = "another image is taken for it (ignore_empty=True)"
                     print_log(f"{path} cannot be read: {reason}", "current", logging.WARNING)
                 else:
-                    self._check(path, data, step.color_type)
+                    raise ValueError(f"{path} cannot be read{self._remedy()}")
             if data is None:
                 return None
         return data
@@ -80,8 +84,8 @@ class CheckedPipeline(Compose):
         if osp.isfile(path):
             content = Path(path).read_bytes()
             if _is_cut_off(content):
-                raise ValueError(f"{path} is a truncated JPEG file: replace it, or remove it from the annotation file")
-            orientation = _orientation(content)
+                raise ValueError(f"{path} is a truncated JPEG file{self._remedy()}")
+            orientation = _orientation(content) if self._annotated else UPRIGHT
         if expected != (width, height):
             raise ValueError(
                 f"{path} has {width} x {height} pixels, but {expected[0]} x {expected[1]} in the annotation file: "
@@ -100,16 +104,22 @@ class CheckedPipeline(Compose):
             logging.WARNING,
         )
 
+    def _named(self, error: Exception, step: Any, path: str | None, data: dict[str, Any]) -> Exception:
+        """The error to raise instead."""
+        if isinstance(step, LoadImageFromFile):
+            is_empty = path is not None and osp.isfile(path) and osp.getsize(path) == 0
+            found = "is empty" if is_empty else "is truncated, damaged or no image: it cannot be decoded"
+            return ValueError(f"{path} {found}{self._remedy()}")
+        if isinstance(step, Resize) and step.keep_ratio and isinstance(error, cv2.error):  # a side of 0 pixels
+            height, width = data["img_shape"]
+            return ValueError(f"{path} has {width} x {height} pixels, too thin to be resized{self._remedy()}")
+        kind = ValueError if isinstance(error, (cv2.error, ValueError)) else RuntimeError
+        culprit = "this image or its annotations" if self._annotated else "this image"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return kind(f"{path}: {type(step).__name__} fails with {culprit} ({reason})")
 
-def _named(error: Exception, step: Any, path: str | None) -> Exception:
-    """The error to raise instead."""
-    if isinstance(step, LoadImageFromFile):
-        is_empty = path is not None and osp.isfile(path) and osp.getsize(path) == 0
-        found = "is empty" if is_empty else "is truncated, damaged or no image: it cannot be decoded"
-        return ValueError(f"{path} {found}; replace it, or remove it from the annotation file")
-    kind = ValueError if isinstance(error, (cv2.error, ValueError)) else RuntimeError
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return kind(f"{path}: {type(step).__name__} fails with this image or its annotations ({reason})")
+    def _remedy(self) -> str:
+        return "; replace it, or remove it from the annotation file" if self._annotated else ""
 
 
 def _is_cut_off(content: bytes) -> bool:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from mmbivit.apis import classify, predict, predictions_table
+from mmbivit.apis import UnusableImagesError, classify, predict, predictions_table
 from mmbivit.models import ImageClassifier
+from tests.apis.damaged_images import USABLE, check_problems, write_images
 from tests.tiny import CLASSES
 
 
@@ -110,11 +111,31 @@ def test_equal_names_are_a_problem_only_where_files_are_written(predicted, image
         predicted(images, out_dir=tmp_path / "out")
 
 
-def test_broken_image_is_named(predicted, image_folders, tmp_path):
-    content = (image_folders / "val" / "red" / "red_0.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"image .*cut.png cannot be decoded: "):
-        predicted([tmp_path / "cut.png"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_good_images_are_classified_and_bad_ones_named(predicted, tmp_path, recwarn, batch_size):
+    folder = write_images(tmp_path / "images")
+    with pytest.raises(UnusableImagesError) as caught:
+        predicted([folder], out_dir=tmp_path / "out", batch_size=batch_size)
+    results = caught.value.results
+    check_problems(caught.value.problems, folder)
+    assert [result["img_path"] for result in results] == [str(folder / name) for name in USABLE]
+    for result in results:
+        written = (tmp_path / "out" / "preds" / result["img_path"].rpartition("/")[2]).with_suffix(".json")
+        assert json.loads(written.read_text()) == result
+    assert not any("bomb" in str(warning.message) for warning in recwarn)
+    with pytest.raises(UnusableImagesError) as caught:
+        predicted([folder / "d_empty.jpg", folder / "e_text.jpg"])
+    assert caught.value.results == []
+
+
+def test_pillows_limit_is_not_ours(predicted, tmp_path, monkeypatch, recwarn):
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many
+    assert len(predicted([tmp_path / "image.png"])) == 1
+    with pytest.raises(UnusableImagesError, match=r"image.png has 64 x 48 pixels, more than --max-pixels 3071"):
+        predicted([tmp_path / "image.png"], max_pixels=64 * 48 - 1)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    assert not any("bomb" in str(warning.message) for warning in recwarn)
 
 
 def test_checkpoints_of_other_models_are_refused(predicted, changed, float_checkpoint, float_classifier, image_folders):

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmbivit.apis import user_errors
+from mmbivit.apis import UnusableImagesError, user_errors
 from mmbivit.apis.config import load_config
 from mmbivit.datasets import TimmDataset
 from mmbivit.models.arch import check_arch
@@ -28,6 +28,15 @@ def test_files_and_our_own_checks_become_one_line(capsys, monkeypatch):
     assert (
         line(capsys, Path("no/such/file").read_text) == "error: [Errno 2] No such file or directory: 'no/such/file'\n"
     )
+
+
+def test_each_image_that_cannot_be_used_is_a_line(capsys, monkeypatch):
+    monkeypatch.setattr("mmbivit.apis.errors.is_user_error", lambda error: True)
+
+    def fail():
+        raise UnusableImagesError([], {Path("a.png"): "a.png is empty", Path("b.png"): "b.png is no image"})
+
+    assert line(capsys, fail) == "error: a.png is empty\nerror: b.png is no image\n"
 
 
 def test_unknown_type_in_a_config_becomes_one_line(capsys):

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import mmbivit
 from mmbivit.apis import (
+    UnusableImagesError,
     classify,
     classify_packed,
     detect_packed,
@@ -35,6 +36,7 @@ from mmbivit.apis.packed import load_into, use_packed_backbone
 from mmbivit.apis.packed_config import describe_detector, detector_builder
 from mmbivit.deploy import PackedSwinTransformer, load, pack, save
 from mmbivit.deploy.serialization import PackedFile, read_header
+from tests.apis.damaged_images import USABLE, check_problems, write_images
 from tests.apis.packed_files import content
 from tests.tiny import CLASSES
 
@@ -233,6 +235,22 @@ def test_packed_classifier_gives_what_the_simulated_one_does(
     assert best["labels"] == results[0]["labels"][:1]
 
 
+def test_good_images_are_predicted_and_bad_ones_named(detector_file, classifier_file, tmp_path):
+    folder, out = write_images(tmp_path / "images"), tmp_path / "out"
+    with pytest.raises(UnusableImagesError) as detected:
+        detect_packed(detector_file, [folder], out, batch_size=2)
+    with pytest.raises(UnusableImagesError) as classified:
+        classify_packed(classifier_file, [folder], batch_size=2)
+    assert [file.stem for file in detected.value.results] == [Path(name).stem for name in USABLE]
+    assert [Path(result["img_path"]).name for result in classified.value.results] == list(USABLE)
+    for caught in (detected, classified):
+        check_problems(caught.value.problems, folder)
+    with pytest.raises(UnusableImagesError, match="a_first.png has 64 x 48 pixels, more than --max-pixels 99"):
+        detect_packed(detector_file, [folder / USABLE[0]], out, max_pixels=99)
+    with pytest.raises(UnusableImagesError, match="a_first.png has 64 x 48 pixels, more than --max-pixels 99"):
+        classify_packed(classifier_file, [folder / USABLE[0]], max_pixels=99)
+
+
 def test_bad_input_of_predictions_is_named(
     configs, classifier_configs, detector_file, classifier_file, classifier, images, tmp_path
 ):
@@ -243,6 +261,8 @@ def test_bad_input_of_predictions_is_named(
         detect_packed(detector_file, images)
     with pytest.raises(ValueError, match="--batch-size 0"):
         detect_packed(detector_file, images, tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="--max-pixels 0"):
+        detect_packed(detector_file, images, tmp_path, max_pixels=0)
     with pytest.raises(ValueError, match="--topk 0"):
         classify_packed(classifier_file, images, topk=0)
     with pytest.raises(FileNotFoundError, match="packed file no.safetensors does not exist"):
@@ -383,6 +403,7 @@ def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_
             "error: --score-thr is for detectors",
         ),
         ("predict_packed.py", ["{classifier}", "no.png"], 1, "error: image no.png does not exist"),
+        ("predict_packed.py", ["{classifier}", "{image}", "--max-pixels", "9"], 1, "error: .*.png has 64 x 64 pixels"),
         ("predict_packed.py", ["{classifier}", "{config}"], 1, "error: .*tiny_binary.py is no image"),
     ],
 )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from mmbivit.apis import find_images, predict
+from mmbivit.apis import UnusableImagesError, find_images, predict
+from tests.apis.damaged_images import USABLE, check_problems, write_images
 
 
 @pytest.fixture
@@ -31,19 +32,14 @@ def test_files_folders_and_patterns(folder):
     assert find_images([f"{folder.parent}/**/*.png"]) == [b]
 
 
-def test_bad_files_are_named(folder, tmp_path):
+def test_missing_files_and_equal_names_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image no/such.jpg does not exist"):
         find_images(["no/such.jpg"])
     with pytest.raises(FileNotFoundError, match=r"no file matches .*\*.webp"):
         find_images([f"{folder}/*.webp"])
-    with pytest.raises(ValueError, match=r"notes.txt is no image"):
-        find_images([folder / "notes.txt"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty has no image"):
         find_images([tmp_path / "empty"])
-    (folder / "c.jpg").write_bytes(b"not a JPEG")
-    with pytest.raises(ValueError, match=r"c.jpg is no image"):
-        find_images([folder])
     (tmp_path / "a.png").write_bytes((folder / "b.png").read_bytes())
     with pytest.raises(ValueError, match=r"a.JPG, .*a.png: outputs are named after the image"):
         find_images([folder / "a.JPG", tmp_path / "a.png"])
@@ -64,6 +60,66 @@ def test_pictures_and_json_equal_mmdets_inferencer(configs, float_checkpoint, fo
         assert len(found["scores"]) == len(found["masks"]) == 5
         assert rle.decode(found["masks"][0]).shape == size
         assert cv2.imread(str(tmp_path / "out" / "vis" / name)).shape[:2] == size
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_good_images_are_predicted_and_bad_ones_named(configs, float_checkpoint, tmp_path, recwarn, batch_size):
+    folder, out = write_images(tmp_path / "images"), tmp_path / "out"
+    with pytest.raises(UnusableImagesError) as caught:
+        predict(configs["float"], float_checkpoint, [folder], out, batch_size=batch_size)
+    check_problems(caught.value.problems, folder)
+    assert caught.value.results == [(out / "preds" / name).with_suffix(".json") for name in USABLE]
+    assert all(len(json.loads(file.read_text())["scores"]) == 5 for file in caught.value.results)
+    assert sorted(path.name for path in (out / "vis").iterdir()) == list(USABLE)
+    assert not any("Bomb" in type(warning).__name__ or "bomb" in str(warning.message) for warning in recwarn)
+
+
+def test_without_any_good_image_nothing_is_predicted(configs, float_checkpoint, folder, tmp_path):
+    with pytest.raises(UnusableImagesError, match=r"notes.txt is no image") as caught:
+        predict(configs["float"], float_checkpoint, [folder / "notes.txt"], tmp_path / "out")
+    assert caught.value.results == []
+
+
+def test_images_with_too_many_pixels_are_not_decoded(configs, float_checkpoint, folder, tmp_path, monkeypatch):
+    a, b = folder / "a.JPG", folder / "b.png"  # 64 x 40 and 48 x 64 pixels
+    decoded = []
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: decoded.append(decode(*args).shape) or decode(*args))
+    with pytest.raises(UnusableImagesError, match=r"b.png has 48 x 64 pixels, more than --max-pixels 3071") as caught:
+        predict(configs["float"], float_checkpoint, [a, b], tmp_path / "out", max_pixels=48 * 64 - 1)
+    assert list(caught.value.problems) == [b]
+    assert set(decoded) == {(40, 64, 3)}
+    assert len(predict(configs["float"], float_checkpoint, [a, b], tmp_path / "out", max_pixels=48 * 64)) == 2
+
+
+def test_a_file_that_may_not_be_read_is_named(configs, float_checkpoint, folder, tmp_path, monkeypatch):
+    whole = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name == "a.JPG":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    with pytest.raises(UnusableImagesError, match=r"Permission denied: .*a.JPG") as caught:
+        predict(configs["float"], float_checkpoint, [folder], tmp_path / "out")
+    assert [file.name for file in caught.value.results] == ["b.json"]
+
+
+def test_weights_that_do_not_fit_are_named(configs, float_checkpoint, folder, tmp_path):
+    with pytest.raises(ValueError, match="is of a float network, the config's is binary"):
+        predict(configs["binary"], float_checkpoint, [folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mmdets_inferencer_warns_of_float_weights(configs, float_checkpoint, monkeypatch):
+    from mmdet.apis import DetInferencer
+
+    lines = []
+    monkeypatch.setattr("mmbivit.models.checkpoint.print_log", lambda message, *args: lines.append(message))
+    DetInferencer(str(configs["binary"]), str(float_checkpoint), device="cpu", show_progress=False)
+    assert len(lines) == 1
+    assert "has to be trained" in lines[0]
 
 
 def test_batch_size_changes_no_detection(configs, float_checkpoint, folder, tmp_path):

@@ -163,8 +163,16 @@ def test_says_that_a_square_is_turned(tmp_path, picture, warnings_logged):
 def test_names_the_image_with_which_a_transform_fails(tmp_path):
     path = tmp_path / "image.png"
     Image.new("RGB", (4000, 1)).save(path)
-    with pytest.raises(ValueError, match="image.png: Resize fails with this image or its annotations .error") as error:
+    with pytest.raises(
+        ValueError, match="image.png has 4000 x 1 pixels, too thin to be resized; .*annotation"
+    ) as error:
         load(path, Resize(scale=(1333, 800), keep_ratio=True), width=4000, height=1)
+    assert is_user_error(error.value)
+    size = dict(width=4000, height=1)
+    with pytest.raises(
+        ValueError, match="image.png: function fails with this image or its annotations .error"
+    ) as error:
+        load(path, lambda results: cv2.resize(results["img"], (0, 0)), **size)
     assert is_user_error(error.value) and "\n" not in str(error.value)
 
     def defect(results):
@@ -174,6 +182,22 @@ def test_names_the_image_with_which_a_transform_fails(tmp_path):
         load(path, defect, width=4000, height=1)
     assert not is_user_error(error.value)
     assert isinstance(error.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("ignore_empty", [False, True])
+def test_prediction_speaks_of_the_image_alone(tmp_path, picture, warnings_logged, ignore_empty):
+    pipeline = CheckedPipeline(
+        [LoadImageFromFile(ignore_empty=ignore_empty), Resize(scale=(64, 64), keep_ratio=True)], annotated=False
+    )
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encode(picture, orientation=3))
+    assert pipeline(dict(img_path=str(path)))["img_shape"] == (43, 64)
+    for content in (b"", b"hello", encode(picture)[:-100], encode(picture.resize((1, 5000)), "PNG")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"image.jpg") as error:
+            pipeline(dict(img_path=str(path)))
+        assert "annotation" not in str(error.value)
+    assert not warnings_logged
 
 
 def test_says_what_ignore_empty_leaves_out(tmp_path, warnings_logged):

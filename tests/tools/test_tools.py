@@ -99,25 +99,26 @@ def test_test_passes_every_option_on(monkeypatch, calls):
 
 def test_predict_passes_every_option_on(monkeypatch, calls, configs):
     config = str(configs["float"])
-    options = "--out-dir o --score-thr 0.5 --device cpu --batch-size 4"
+    options = "--out-dir o --score-thr 0.5 --device cpu --batch-size 4 --max-pixels 7"
     assert call(monkeypatch, "predict.py", config, "x.pth", "a.jpg", "b", *options.split()) == 0
     assert calls["predict"] == (
         (config, "x.pth", ["a.jpg", "b"], "o"),
-        dict(score_thr=0.5, device="cpu", batch_size=4),
+        dict(score_thr=0.5, device="cpu", batch_size=4, max_pixels=7),
     )
 
 
 def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, classifier_configs):
     config = str(classifier_configs["float"])
     monkeypatch.setattr("mmbivit.apis.predictions_table", str)
-    options = "--out-dir o --topk 2 --device cpu --batch-size 4"
+    options = "--out-dir o --topk 2 --device cpu --batch-size 4 --max-pixels 7"
     assert call(monkeypatch, "predict.py", config, "x.pth", "a.jpg", "b", *options.split()) == 0
     assert calls["classify"] == (
         (config, "x.pth", ["a.jpg", "b"], "o"),
-        dict(topk=2, device="cpu", batch_size=4),
+        dict(topk=2, device="cpu", batch_size=4, max_pixels=7),
     )
     call(monkeypatch, "predict.py", config, "x.pth", "a.jpg")
-    assert calls["classify"] == ((config, "x.pth", ["a.jpg"], None), dict(device=None, batch_size=1))
+    options = dict(device=None, batch_size=1, max_pixels=100_000_000)
+    assert calls["classify"] == ((config, "x.pth", ["a.jpg"], None), options)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,6 @@ def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, cla
         ("train.py", ["{config}", "--resume", "no.pth"], 1, "error: --resume: checkpoint no.pth does not exist"),
         ("test.py", ["{config}", "no.pth"], 1, "error: checkpoint no.pth does not exist"),
         ("predict.py", ["{config}", "no.pth", "{image}", "--out-dir", "o"], 1, "error: checkpoint no.pth does not"),
-        ("predict.py", ["{config}", "no.pth", "{config}", "--out-dir", "o"], 1, "error: .*tiny_float.py is no image"),
         ("predict.py", ["{config}", "no.pth", "no.jpg", "--out-dir", "o"], 1, "error: image no.jpg does not exist"),
         ("train.py", ["{config}", "--no-such-option"], 2, "train.py: error: unrecognized arguments: --no-such-option"),
         (
@@ -156,6 +156,7 @@ def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, cla
         ("predict.py", ["{classifier}", "x.pth", "{image}", "--score-thr", "0"], 1, "error: --score-thr is for detect"),
         ("predict.py", ["{config}", "x.pth", "{image}", "--topk", "2"], 1, "error: --topk is for classifiers, and .*"),
         ("predict.py", ["{config}", "x.pth", "{image}"], 1, "error: --out-dir DIR is needed"),
+        ("predict.py", ["{classifier}", "x.pth", "{image}", "--max-pixels", "0"], 1, "error: --max-pixels 0"),
     ],
 )
 def test_bad_input_is_one_line_and_an_exit_code(
@@ -184,6 +185,23 @@ def test_predict_says_where_everything_lies(monkeypatch, capsys, configs, float_
     assert call(monkeypatch, "predict.py", configs["float"], float_checkpoint, coco / "val2017", "--out-dir", out) == 0
     assert f"Wrote 2 pictures to {out}/vis and their detections to {out}/preds." in capsys.readouterr().out
     assert len(list((out / "vis").iterdir())) == len(list((out / "preds").iterdir())) == 2
+
+
+def test_predict_names_bad_images_after_the_results(
+    monkeypatch, capsys, configs, classifier_configs, float_checkpoint, float_classifier, coco, tmp_path
+):
+    images, out = [coco / "val2017", configs["float"], tmp_path / "empty.png"], tmp_path / "out"
+    images[-1].touch()
+    lines = [f"error: {images[1]} is no image that can be read", f"error: {images[2]} is empty"]
+    assert call(monkeypatch, "predict.py", configs["float"], float_checkpoint, *images, "--out-dir", out) == 1
+    printed = capsys.readouterr()
+    assert f"Wrote 2 pictures to {out}/vis" in printed.out
+    assert printed.err.splitlines()[-2:] == lines
+    options = ["--topk", "1", "--batch-size", "4"]
+    assert call(monkeypatch, "predict.py", classifier_configs["float"], float_classifier, *images, *options) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("000000000") == 2
+    assert printed.err.splitlines()[-2:] == lines
 
 
 def test_classes_are_a_table_that_a_pipe_does_not_cut(

@@ -1,0 +1,81 @@
+"""Image files for predictions: those that cannot be used are noted, and the others are predicted."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+from PIL import Image
+
+__all__ = ["MAX_PIXELS", "check_is_image", "load_usable"]
+
+MAX_PIXELS = 100_000_000  # of which a detector's pictures take 16 bytes each, 1.6 GB in all
+
+
+def load_usable(
+    files: Iterable[Path], load: Callable[[Path], Any], problems: dict[Path, str], max_pixels: int
+) -> list[tuple[Path, Any]]:
+    """Load images, and note what is wrong with those that cannot be used.
+
+    Args:
+        files: the images.
+        load: makes what the network takes of a file; raises an OSError or a ValueError for an image that it cannot use.
+        problems: gets a line that names the file, for each image that cannot be used.
+        max_pixels: an image of more pixels is not decoded.
+
+    Returns:
+        The files that could be used, with what ``load`` made of them.
+    """
+    loaded = []
+    for file in files:
+        try:
+            with _no_limit_of_pillow():
+                check_is_image(file)
+                _check_size(file, max_pixels)
+                loaded.append((file, load(file)))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            problems[file] = reason if str(file) in reason else f"{file}: {reason}"
+    return loaded
+
+
+def check_is_image(file: Path) -> None:
+    """Raise an OSError or a ValueError for a file that cannot be read or does not begin as an image does."""
+    if not file.is_file():
+        raise ValueError(f"{file} is no file" if file.exists() else f"image {file} does not exist")
+    with file.open("rb") as opened:
+        if not opened.read(1):
+            raise ValueError(f"{file} is empty")
+    if not cv2.haveImageReader(str(file)):
+        raise ValueError(f"{file} is no image that can be read")
+
+
+def _check_size(file: Path, max_pixels: int) -> None:
+    """Raise a ValueError for an image of too many pixels, without decoding it."""
+    width, height = _size(file)
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{file} has {width} x {height} pixels, more than --max-pixels {max_pixels} and so not decoded; "
+            "give more if you trust the file and have the memory"
+        )
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Return width and height from an image's header, 0 x 0 if only OpenCV knows the format."""
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except Exception:  # Pillow's readers raise almost anything
+        return 0, 0
+
+
+@contextmanager
+def _no_limit_of_pillow() -> Iterator[None]:
+    """Take Pillow's own limit away, which warns from 89 million pixels on and refuses twice as many."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
