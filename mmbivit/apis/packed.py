@@ -23,6 +23,7 @@ from .packed_config import PACKED_BACKBONE
 from .predict import (
     check_out_dir,
     check_run_options,
+    check_score_thr,
     find_images,
     is_packed_file,
     make_inferencer,
@@ -167,6 +168,7 @@ def detect_packed(
         ValueError: if the file is of anything else or an option has no sense.
     """
     check_run_options(None, batch_size, max_pixels)
+    check_score_thr(score_thr)
     check_out_dir(out_dir)
     files = find_images(images)
     model = load_packed(file, "detector")

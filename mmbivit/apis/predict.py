@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from rich.progress import track
 from torch import nn
 
+from mmbivit.checks import check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.deploy.serialization import SUFFIX
 
@@ -23,6 +24,7 @@ from .images import MAX_PIXELS, load_usable
 __all__ = [
     "check_out_dir",
     "check_run_options",
+    "check_score_thr",
     "detection_transform",
     "find_images",
     "is_packed_file",
@@ -89,12 +91,20 @@ def refuse_packed_file(checkpoint: str | Path) -> None:
 
 
 def check_run_options(device: str | None, batch_size: int, max_pixels: int) -> None:
-    """Raise a ValueError for a batch size or a number of pixels below 1, or a GPU where there is none."""
+    """Raise a ValueError for a batch size or a number of pixels below 1, or a device that cannot be used here."""
     for name, number in (("batch-size", batch_size), ("max-pixels", max_pixels)):
         if number < 1:
             raise ValueError(f"--{name} {number}; allowed: 1 or more")
-    if device and device.startswith("cuda") and not torch.cuda.is_available():
+    if not device:
+        return
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: PyTorch finds no CUDA device here; leave the option out, or take cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # unknown, not there or without data as "meta"; each kind raises its own errors
+        raise ValueError(
+            f"--device {device} cannot be used here; leave the option out, or take one such as cpu or cuda:0"
+        ) from error
 
 
 def predict(
@@ -115,7 +125,7 @@ def predict(
         images: files, folders and glob patterns.
         out_dir: needed; pictures go to ``out_dir/vis``, detections to ``out_dir/preds``: one JSON file per image with
             ``labels``, ``scores``, ``bboxes`` (x1, y1, x2, y2 in pixels) and, from a mask head, ``masks`` (RLE).
-        score_thr: lowest score of a detection that is drawn; the JSON has all.
+        score_thr: lowest score of a detection that is drawn, from 0 to 1; the JSON has all.
         device: such as ``cuda:0``; the best available by default.
         batch_size: images per forward pass.
         max_pixels: an image of more pixels is not decoded.
@@ -129,6 +139,7 @@ def predict(
         ValueError: if the checkpoint does not fit the config or is a packed file, or an option has no sense.
     """
     check_run_options(device, batch_size, max_pixels)
+    check_score_thr(score_thr)
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if is_classifier(cfg):
@@ -144,6 +155,11 @@ def check_out_dir(out_dir: str | Path | None) -> None:
     """Raise a ValueError if there is no folder for the detections."""
     if out_dir is None:
         raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
+
+
+def check_score_thr(score_thr: float) -> None:
+    """Raise a ValueError for what is no score."""
+    check_number("--score-thr", score_thr, 0, 1)
 
 
 def detection_transform(cfg: Config) -> CheckedPipeline:

@@ -263,6 +263,8 @@ def test_bad_input_of_predictions_is_named(
         detect_packed(detector_file, images, tmp_path, batch_size=0)
     with pytest.raises(ValueError, match="--max-pixels 0"):
         detect_packed(detector_file, images, tmp_path, max_pixels=0)
+    with pytest.raises(ValueError, match="--score-thr=nan"):
+        detect_packed(detector_file, images, tmp_path, score_thr=float("nan"))
     with pytest.raises(ValueError, match="--topk 0"):
         classify_packed(classifier_file, images, topk=0)
     with pytest.raises(FileNotFoundError, match="packed file no.safetensors does not exist"):
@@ -404,6 +406,7 @@ def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_
         ),
         ("predict_packed.py", ["{classifier}", "no.png"], 1, "error: image no.png does not exist"),
         ("predict_packed.py", ["{classifier}", "{image}", "--max-pixels", "9"], 1, "error: .*.png has 64 x 64 pixels"),
+        ("predict_packed.py", ["{detector}", "{image}", "--out-dir", "o", "--score-thr", "nan"], 1, "--score-thr"),
         ("predict_packed.py", ["{classifier}", "{config}"], 1, "error: .*tiny_binary.py is no image"),
     ],
 )

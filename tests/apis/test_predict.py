@@ -146,3 +146,15 @@ def test_options_without_sense_are_named(configs, float_checkpoint, folder, monk
         predict(configs["float"], float_checkpoint, [folder], "out", device="cuda:0")
     with pytest.raises(FileNotFoundError, match=r"checkpoint no.pth does not exist"):
         predict(configs["float"], "no.pth", [folder], "out")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "cuda:x", "meta", "xpu"])
+def test_a_device_that_cannot_be_used_is_named(configs, folder, device):
+    with pytest.raises(ValueError, match=f"--device {device}"):
+        predict(configs["float"], "x.pth", [folder], "out", device=device)
+
+
+@pytest.mark.parametrize("score_thr", [float("nan"), -0.1, 1.1])
+def test_a_score_that_cannot_be_is_named(configs, folder, score_thr):
+    with pytest.raises(ValueError, match="--score-thr"):
+        predict(configs["float"], "x.pth", [folder], "out", score_thr=score_thr)

@@ -156,6 +156,8 @@ def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, cla
         ("predict.py", ["{classifier}", "x.pth", "{image}", "--score-thr", "0"], 1, "error: --score-thr is for detect"),
         ("predict.py", ["{config}", "x.pth", "{image}", "--topk", "2"], 1, "error: --topk is for classifiers, and .*"),
         ("predict.py", ["{config}", "x.pth", "{image}"], 1, "error: --out-dir DIR is needed"),
+        ("predict.py", ["{config}", "x.pth", "{image}", "--score-thr", "nan"], 1, "error: --score-thr"),
+        ("predict.py", ["{config}", "x.pth", "{image}", "--device", "foo"], 1, "error: --device foo"),
         ("predict.py", ["{classifier}", "x.pth", "{image}", "--max-pixels", "0"], 1, "error: --max-pixels 0"),
     ],
 )
