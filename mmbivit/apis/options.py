@@ -72,8 +72,8 @@ def add_pixels_option(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=MAX_PIXELS,
         metavar="N",
-        help="leave images of more pixels out, without decoding them: a file of 1 MB may have so many that they fill "
-        f"the memory (default: {MAX_PIXELS})",
+        help="leave images of more pixels out, without decoding them, since a file of 1 MB may have more than memory "
+        f"holds: a detector takes 150 bytes for each (default: {MAX_PIXELS})",
     )
 
 
