@@ -10,7 +10,7 @@ from PIL import Image
 
 __all__ = ["MAX_PIXELS", "check_is_image", "load_usable"]
 
-MAX_PIXELS = 100_000_000  # a detector that draws its detections takes about 150 bytes for each, a classifier 7
+MAX_PIXELS = 50_000_000  # a detector that draws its detections takes about 150 bytes for each, a classifier 7
 
 
 def load_usable(

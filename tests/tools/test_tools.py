@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mmbivit.apis.images import MAX_PIXELS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -117,7 +119,7 @@ def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, cla
         dict(topk=2, device="cpu", batch_size=4, max_pixels=7),
     )
     call(monkeypatch, "predict.py", config, "x.pth", "a.jpg")
-    options = dict(device=None, batch_size=1, max_pixels=100_000_000)
+    options = dict(device=None, batch_size=1, max_pixels=MAX_PIXELS)
     assert calls["classify"] == ((config, "x.pth", ["a.jpg"], None), options)
 
 
