@@ -4,14 +4,14 @@ A checkpoint may come from anybody. Loading weights only keeps code out of it, b
 configs, and takes the rest over as it is. ``docs/robustness.md`` lists every field and what becomes of it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .unwrapping import unwrapped_model
+from .unwrapping import optim_wrappers, unwrapped_model
 
 __all__ = ["GRADIENTS_KEY", "SIGNS_KEY", "UNITS_KEY", "check_fits_run", "drop_configs", "why_not_resumable"]
 
@@ -19,6 +19,9 @@ __all__ = ["GRADIENTS_KEY", "SIGNS_KEY", "UNITS_KEY", "check_fits_run", "drop_co
 GRADIENTS_KEY = "accumulated_gradients"
 SIGNS_KEY = "sign_flips_signs"
 UNITS_KEY = "resumable_training"
+
+# What optimizers keep of each parameter in its shape.
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 _NEEDED = ("meta", "message_hub", "optimizer")
 
@@ -81,17 +84,17 @@ def check_fits_run(checkpoint: dict[str, Any], runner: Runner) -> None:
     gradients = checkpoint.get(GRADIENTS_KEY, {})
     _check_like(gradients, {key: value for key, value in model.named_parameters() if key in gradients}, GRADIENTS_KEY)
 
-    own = runner.optim_wrapper.state_dict()
-    _check_like(checkpoint["optimizer"], own, "optimizer")
-    for saved, like in _pairs(checkpoint["optimizer"], own, "param_groups"):
-        if not all(_is_state(item) for item in saved["state"].values()):
-            raise ValueError("its optimizer.state holds other things than tensors and numbers by name")
-        _remove_others(saved, like)
+    _check_like(checkpoint["optimizer"], runner.optim_wrapper.state_dict(), "optimizer")
+    for name, wrapper in optim_wrappers(runner).items():
+        saved = checkpoint["optimizer"] if name is None else checkpoint["optimizer"][name]
+        _check_states(saved["state"], [p for group in wrapper.param_groups for p in group["params"]])
+        _remove_others(saved, wrapper.state_dict())
     if runner.param_schedulers is not None and "param_schedulers" in checkpoint:
         own = _states(runner.param_schedulers)
         _check_like(checkpoint["param_schedulers"], own, "param_schedulers")
-        for pair in _pairs(checkpoint["param_schedulers"], own, "last_step"):
-            _remove_others(*pair)
+        for name in own if isinstance(own, dict) else [slice(None)]:
+            for pair in zip(checkpoint["param_schedulers"][name], own[name], strict=True):
+                _remove_others(*pair)
 
 
 def _states(schedulers: Any) -> Any:
@@ -101,13 +104,19 @@ def _states(schedulers: Any) -> Any:
     return [scheduler.state_dict() for scheduler in schedulers]
 
 
-def _pairs(saved: Any, own: Any, key: str) -> Iterator[tuple[dict, dict]]:
-    """Find the dicts with a key in nested dicts and lists, each with the one at the same place."""
-    if isinstance(own, dict) and key in own:
-        yield saved, own
-    else:
-        for at in own if isinstance(own, dict) else range(len(own)):
-            yield from _pairs(saved[at], own[at], key)
+def _check_states(states: dict[int, Any], parameters: list[Tensor]) -> None:
+    """Raise a ValueError unless an optimizer's states are of its parameters."""
+    for i, state in states.items():
+        place = f"optimizer.state.{i}"
+        if not (isinstance(i, int) and 0 <= i < len(parameters)) or not isinstance(state, dict):
+            raise ValueError(f"its {place} is {_show(state)}, of which the run's optimizer knows nothing")
+        for key, value in state.items():
+            if key == "momentum_buffer" and value is None:  # of SGD without momentum
+                continue
+            if key in _MOMENTS:
+                _check_like(value, parameters[i], f"{place}.{key}")
+            elif not isinstance(value, Tensor | Real):
+                raise ValueError(f"its {place}.{key} is {_show(value)}, expected a tensor or a number")
 
 
 def _remove_others(saved: dict[str, Any], own: dict[str, Any]) -> None:
@@ -137,12 +146,11 @@ def _check_like(saved: Any, own: Any, place: str) -> None:
     elif isinstance(own, Tensor):
         if not isinstance(saved, Tensor) or saved.shape != own.shape:
             raise ValueError(f"its {place} is {_show(saved)}, expected a tensor {tuple(own.shape)}")
-    elif not (isinstance(saved, Real | None) if isinstance(own, Real | None) else saved == own):
+    elif isinstance(own, bool | None):
+        if not isinstance(saved, Real | None):
+            raise ValueError(f"its {place} is {_show(saved)}, expected {_show(own)}")
+    elif not (isinstance(saved, Real) if isinstance(own, Real) else saved == own):
         raise ValueError(f"its {place} is {_show(saved)}, expected {_show(own)}")
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, Tensor | Real | None) for item in value.values())
 
 
 def _is_count(value: Any) -> bool:

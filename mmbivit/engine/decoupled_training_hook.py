@@ -5,7 +5,6 @@ import copy
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -16,7 +15,7 @@ from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
 
-from .unwrapping import unwrapped_model
+from .unwrapping import optim_wrappers, unwrapped_model
 
 __all__ = ["DecoupledTrainingHook", "build_teacher", "find_staged_backbone"]
 
@@ -99,7 +98,7 @@ class DecoupledTrainingHook(Hook):
         self._check_switch(runner)
         self._check_wrapper(runner)
         self._backbone = find_staged_backbone(unwrapped_model(runner))
-        for wrapper in _wrappers(runner):
+        for wrapper in optim_wrappers(runner).values():
             for group in wrapper.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # without schedulers nobody else does, nor changes the rate
         self._enter_stage(runner, self._wanted_stage(runner))
@@ -115,7 +114,7 @@ class DecoupledTrainingHook(Hook):
         This runs before schedulers step and checkpoints are written, so a resumed run has the same rates.
         """
         if self.reset_lr and runner.iter + 1 == self._switch_iter(runner):
-            for wrapper in _wrappers(runner):
+            for wrapper in optim_wrappers(runner).values():
                 for group in wrapper.param_groups:
                     group["lr"] = group["initial_lr"]
 
@@ -181,7 +180,7 @@ class DecoupledTrainingHook(Hook):
             runner.message_hub.log_scalars.pop("train/loss_distill", None)
         if stage == 2 and before == 1:
             # An accumulation that the switch cuts has gathered gradients of another network.
-            for wrapper in _wrappers(runner):
+            for wrapper in optim_wrappers(runner).values():
                 wrapper.zero_grad()
                 if self.reset_optimizer:
                     wrapper.optimizer.state.clear()
@@ -203,12 +202,6 @@ class DecoupledTrainingHook(Hook):
         if self._distiller is not None:
             self._distiller.remove()
             self._distiller = None
-
-
-def _wrappers(runner: Runner) -> list[OptimWrapper]:
-    """Return the wrapper of the optimizer, or those of several."""
-    wrapper = runner.optim_wrapper
-    return list(wrapper.optim_wrappers.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 
 def _check_teacher(teacher: dict) -> None:
