@@ -2,6 +2,8 @@
 
 The extension is built with the package by any C++ compiler. It has a code path for each instruction set and takes the
 fastest one that the CPU has, with ``torch.get_num_threads()`` threads. Without it, :mod:`.reference` serves.
+
+In a forked process the kernels run on one thread: OpenMP would wait there for threads that only its parent has.
 """
 
 import ctypes
@@ -64,6 +66,7 @@ class Kernels:
     """The extension, the code path in use, and where time is counted."""
 
     def __init__(self):
+        self.process = os.getpid()
         self.library = self._load()
         self.paths: dict[str, int] = {}
         if self.library is not None:
@@ -114,8 +117,8 @@ class Kernels:
 
     def call(self, name: str, path: int, args: ctypes.Structure) -> None:
         function = getattr(self.library, f"mmbivit_{name}")
-        threads = ctypes.c_int(torch.get_num_threads())
-        if function(ctypes.byref(args), path, threads, self.seconds):
+        threads = torch.get_num_threads() if os.getpid() == self.process else 1
+        if function(ctypes.byref(args), path, ctypes.c_int(threads), self.seconds):
             raise MemoryError(f"mmbivit.{name}: no memory for the threads' work space")
 
 

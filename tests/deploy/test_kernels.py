@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mmbivit.deploy.packing import pack_signs, pack_weight, pad_channels, unpack
 from tests.deploy.networks import binary_swin, randomise
 
 OPS = torch.ops.mmbivit
+ROOT = Path(__file__).parents[2]
 WIDTHS = (1, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 288, 384, 1152, 3072)
 
 
@@ -259,7 +261,7 @@ def test_profile_counts_the_phases_that_ran(path):
 def run_python(code: str, **environment) -> str:
     environment = os.environ | environment
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
 
 
@@ -267,6 +269,23 @@ def test_variable_chooses_the_path_of_a_process():
     code = "from mmbivit.deploy import kernels; print(kernels.active_path())"
     name = kernels.available_paths()[-2:][0]
     assert run_python(code, MMBIVIT_KERNELS=name).strip() == name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_forked_process_computes_what_its_parent_does():
+    code = """
+import os, signal, torch
+from mmbivit.deploy import pack
+from tests.deploy.networks import binary_swin
+torch.set_num_threads(2)
+packed, images = pack(binary_swin(window_size=4)), torch.randn(2, 3, 64, 64)
+expected = packed(images)
+if (child := os.fork()) == 0:
+    signal.alarm(20)  # ends it, if it waits for threads of its parent
+    os._exit(7 if all(map(torch.equal, packed(images), expected)) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_python(code, OMP_NUM_THREADS="2").strip() == "7"
 
 
 def test_deploy_needs_torch_alone():
