@@ -64,7 +64,18 @@ _TRANSFORMS = {
     "detector": tuple(scope + name for name in _DETECTION_TRANSFORMS.split() for scope in ("", "mmdet.")),
     "classifier": ("mmbivit.TimmTransform",),
 }
-_MAX_PIXELS = 2**14  # along a side; no number of a transform is larger
+_MAX_PIXELS = 2**13  # along a side; no number of a transform is larger
+# What multiplies time and memory, and which no tensor of the file has to fit.
+_RANGES = {
+    "crop_pct": (0.1, 1),
+    "featmap_strides": (1, 1024),
+    "num_outs": (1, 16),
+    "output_size": (1, 64),
+    "pad_size_divisor": (1, 256),
+    "sampling_ratio": (-1, 16),
+    "scale_factor": (0, 16),
+    "size_divisor": (1, 256),
+}
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9_ -]{0,64}")
@@ -200,8 +211,9 @@ def _check(value: Any, key: str, place: str) -> None:
     elif isinstance(value, str):
         _check_word(value, place)
     elif isinstance(value, (int, float)):
-        if not abs(value) <= MAX_NUMBER:
-            raise ValueError(f"{place}={value!r} is out of range; a packed file holds numbers up to {MAX_NUMBER}")
+        least, most = _RANGES.get(key, (-MAX_NUMBER, MAX_NUMBER))
+        if not least <= value <= most:
+            raise ValueError(f"{place}={value!r} is out of range; a packed file holds {least} to {most} there")
     elif value is not None:
         raise ValueError(f"{place} is a {type(value).__name__}; a packed file holds plain values only")
 

@@ -7,6 +7,7 @@ and detectors need the MM libraries; :mod:`mmbivit.apis.packed_config` checks an
 
 import inspect
 import json
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,11 +115,13 @@ def load(path: str | Path) -> nn.Module:
     """Load what :func:`save` wrote, in eval mode and on the CPU.
 
     A backbone needs torch and safetensors alone, a classifier MMEngine and timm, a detector MMDetection. A whole model
-    has ``dataset_meta`` and, as mmdet's own functions expect it, ``cfg`` with the transforms of its test images.
+    has ``dataset_meta`` and, as mmdet's own functions expect it, ``cfg`` with the transforms of its test images; it has
+    predicted a tiny image then.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is truncated, foreign, of a newer format, or does not fit what it says of itself.
+        ValueError: if it is truncated, foreign, of a newer format, does not fit what it says of itself, or fails on an
+            image.
     """
     with _open(path) as file:
         header = _read(Path(path), file)
@@ -130,7 +133,12 @@ def load(path: str | Path) -> nn.Module:
         model = build()
         # Copies, so that the file may change or go afterwards.
         model.load_state_dict({name: file.get_tensor(name) for name in header.tensors})
-    return model.eval()
+    model.eval()
+    if header.kind != "backbone":
+        from mmbivit.apis import packed_trial
+
+        getattr(packed_trial, f"try_{header.kind}")(model, header)
+    return model
 
 
 def read_header(path: str | Path) -> PackedFile:
@@ -263,8 +271,11 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
             return build()
         except Exception as error:  # of arguments that may be anything, constructors may raise anything
             reason = (str(error).splitlines() or [""])[0]
+            objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+            of_backbone = any(isinstance(found, PackedSwinTransformer) for found in objects)
+            field = "architecture" if header.kind == "backbone" or of_backbone else "model"
             raise ValueError(
-                f"{header.path}: its {header.kind} cannot be built, as it is damaged or of another version "
+                f"{header.path}: its {header.kind} cannot be built, as its {field!r} is damaged or of another version "
                 f"({header.mmbivit_version[:20]}): {type(error).__name__}: {reason[:300]}"
             ) from error
 

@@ -19,15 +19,19 @@ import yaml
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
+from mmbivit.apis import classify_packed, detect_packed, export_packed
 from mmbivit.apis.checkpoints import load_classifier
 from mmbivit.apis.config import load_config
 from mmbivit.apis.options import ConfigOptions
 from mmbivit.deploy import load, pack, save
+from mmbivit.deploy.serialization import read_header
 from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.conversion import convert_checkpoint
+from tests.apis.packed_files import changed, trained
 from tests.deploy.networks import binary_swin
-from tests.robustness.mutations import ROUNDS, mutate_bytes, mutate_value, refused
+from tests.robustness.mutations import ROUNDS, limits, mutate_bytes, mutate_value, refused
 from tests.swin_weights import make_classifier, make_timm_swin
+from tests.tiny import CLASSES
 
 pytest.importorskip("resource", reason="limits of time and memory are those of Unix")
 
@@ -112,11 +116,44 @@ def test_packed_files(packed, tmp_path, rng):
     def mutated(data: bytes, rng: random.Random) -> bytes:
         return mutate_bytes(data[:size], rng, data) + data[size:] if rng.random() < 0.8 else mutate_bytes(data, rng)
 
-    number = 0
+    images, number = torch.zeros(1, 3, 24, 24), 0
     for _ in range(400 * ROUNDS):
         path.write_bytes(mutated(packed, rng))
-        number += refused(lambda: load(path))
+        number += refused(lambda: load(path)(images))
     assert number > 200 * ROUNDS
+
+
+@pytest.fixture(scope="module")
+def packed_models(configs, classifier_configs, tmp_path_factory) -> dict[str, Path]:
+    """Packed files of a whole detector and a whole classifier."""
+    folder = tmp_path_factory.mktemp("packed_models")
+    files = {}
+    for name, config, classes, scope in (
+        ("detector", configs["binary"], ("person",), "mmdet"),
+        ("classifier", classifier_configs["binary"], CLASSES, "mmengine"),
+    ):
+        files[name] = folder / f"{name}.safetensors"
+        trained(config, folder / f"{name}.pth", classes, scope)
+        export_packed(config, folder / f"{name}.pth", files[name])
+    return files
+
+
+@pytest.mark.parametrize("kind", ["detector", "classifier"])
+def test_packed_models_that_load_predict(packed_models, coco, image_folders, tmp_path, rng, kind):
+    good, header = packed_models[kind], read_header(packed_models[kind])
+    image = next(dict(detector=coco, classifier=image_folders)[kind].rglob("*.png"))
+    predict = dict(detector=detect_packed, classifier=classify_packed)[kind]
+    number = 0
+    for _ in range(60 * ROUNDS):
+        name = rng.choice(("model", "model", "pipeline", "dataset_meta", "architecture"))
+        entry = json.dumps(mutate_value(getattr(header, name), rng), default=str, skipkeys=True)
+        file = changed(good, tmp_path, **{name: entry})
+        if refused(lambda file=file: load(file)):
+            number += 1
+        elif read_header(file).pipeline:
+            with limits():
+                predict(file, [image], tmp_path)
+    assert 20 * ROUNDS < number < 60 * ROUNDS
 
 
 @pytest.fixture(scope="module")
