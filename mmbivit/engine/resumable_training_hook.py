@@ -6,8 +6,9 @@ from typing import Any
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch.utils.data import IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from mmbivit.registry import HOOKS
 
@@ -34,7 +35,8 @@ class ResumableTrainingHook(Hook):
     runs on CPUs are equal to the last bit (on one number of threads); on GPUs as far as their kernels are
     (``randomness=dict(deterministic=True)``).
 
-    Data sets without indices (``IterableDataset``) cannot be resumed in their middle.
+    Data sets without indices (``IterableDataset``) cannot be resumed in their middle. Nor, with MMEngine 0.10.7 and in
+    runs that are counted in iterations, can a loader with workers that is not built from a config.
     """
 
     priority = "VERY_HIGH"
@@ -82,17 +84,27 @@ class ResumableTrainingHook(Hook):
         if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
             _warn("The data loader has no batches of indices: after a resume, data begin anew.")
             return
+        endless = isinstance(loop, IterBasedTrainLoop)
+        if endless and loader.num_workers and getattr(loop.dataloader_iterator, "_iterator", None) is not None:
+            unused = _build_batch_sampler(runner, loader)
+            if unused is None:
+                _warn(
+                    "Workers took batches before training began, and the data loader is not built from a config, so "
+                    "that it cannot be built again: after a resume, data are not what they would have been."
+                )
+                return
+            vars(loader).update(batch_sampler=unused)
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if getattr(sampler, "seed", None) == self._built_seed:
                 sampler.seed = runner.seed
         start = runner.iter - runner.epoch * saved["iterations_per_epoch"]
-        endless = isinstance(loop, IterBasedTrainLoop)
         batches = SeededBatchSampler(loader.batch_sampler, runner.seed, runner.epoch, max(0, start), endless)
         # The loader refuses a plain assignment, as an iterator that exists would go on with the old one; so none may.
         vars(loader)["batch_sampler"] = batches
         loader._iterator = None
         if endless:
-            loop.dataloader_iterator = _ResumedIterator(type(loop.dataloader_iterator)(loader), runner.iter)
+            seen = 0 if hasattr(loop.dataloader_iterator, "skip_iter") else runner.iter
+            loop.dataloader_iterator = _EndlessIterator(loader, seen)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the model draws in this iteration."""
@@ -107,24 +119,53 @@ class ResumableTrainingHook(Hook):
         )
 
 
-class _ResumedIterator:
-    """The endless iterator of an ``IterBasedTrainLoop``, whose data begin at the right place by themselves.
+class _EndlessIterator:
+    """The iterator of an ``IterBasedTrainLoop``, whose data begin at the right place by themselves.
 
-    The loop wants to skip what it has seen: newer versions of MMEngine by ``skip_iter``, others by taking it.
+    Workers start with the first batch, when all hooks have set up the loader.
+
+    Args:
+        loader: its batch sampler goes on with the next epoch when it is iterated over again.
+        to_skip: batches that the loop takes only to skip them; newer versions of MMEngine call ``skip_iter`` instead.
     """
 
-    def __init__(self, iterator: Any, seen: int):
-        self._iterator = iterator
-        self._to_skip = 0 if hasattr(iterator, "skip_iter") else seen
+    def __init__(self, loader: DataLoader, to_skip: int):
+        self._loader = loader
+        self._to_skip = to_skip
+        self._iterator = None
 
     def skip_iter(self, number: int) -> None:
-        """Do nothing: it is skipped already."""
+        """Leave nothing to skip: it is skipped already."""
+        self._to_skip = 0
 
     def __next__(self) -> Any:
         if self._to_skip:
             self._to_skip -= 1
             return None
-        return next(self._iterator)
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._iterator = iter(self._loader)
+            return next(self._iterator)
+
+
+def _build_batch_sampler(runner: Runner, loader: DataLoader) -> Any:
+    """Build the batch sampler of a loader again, around the same data set; None if there is no config of it.
+
+    MMEngine 0.10.7 starts the workers of an ``IterBasedTrainLoop`` when it builds it. They take batches at once, and
+    when they are stopped, an ``InfiniteSampler`` is at its end, and batch samplers keep what they were gathering.
+    """
+    cfg = runner._train_dataloader
+    if not isinstance(cfg, dict) or not isinstance(cfg["sampler"], dict):
+        return None
+    seed = getattr(loader.batch_sampler.sampler, "seed", runner.seed)
+    sampler = DATA_SAMPLERS.build(cfg["sampler"], default_args=dict(dataset=loader.dataset, seed=seed))
+    batches = cfg.get("batch_sampler")
+    if batches is None:
+        return BatchSampler(sampler, loader.batch_size, loader.drop_last)
+    return DATA_SAMPLERS.build(batches, default_args=dict(sampler=sampler, batch_size=cfg["batch_size"]))
 
 
 def _warn(message: str) -> None:

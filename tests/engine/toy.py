@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmbivit.apis import use_safe_loading
 from mmbivit.models import BinarySwinTransformer
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
@@ -84,6 +85,7 @@ def make_runner(
     **kwargs,
 ):
     """Build a Runner of ``length`` epochs of four iterations, or of ``length`` iterations."""
+    use_safe_loading()  # MMEngine 0.10.7 does not load its own checkpoints with torch >= 2.6
     optimizer = dict(type="AdamW", lr=1e-2, weight_decay=0.0)
     sampler = dict(type=sampler or ("DefaultSampler" if by_epoch else "InfiniteSampler"), shuffle=True)
     loader = dict(batch_size=2, num_workers=0, sampler=sampler, dataset=ToyData(), collate_fn=default_collate)

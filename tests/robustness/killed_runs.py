@@ -10,12 +10,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import loops
 
 import mmbivit  # noqa: F401
 
@@ -24,8 +22,6 @@ from tests.engine.toy import ToyData, ToyModel, make_runner, save_teacher, teach
 
 KILLS = 8  # of each scenario, unless it is done before
 EPOCHS, ITERATIONS = 6, 24
-
-loops.time = SimpleNamespace(sleep=lambda seconds: None)  # it waits between the epochs of a finite sampler
 
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)
 # Four iterations an epoch, the switch after three epochs. Accumulation over 3 does not divide an epoch.
