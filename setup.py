@@ -70,6 +70,8 @@ setup(
     description="Detectors with 1-bit Vision Transformer backbones for MMDetection (SI-BiViT)",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
     package_data={"mmbivit.apis": ["templates/*.html"]},
     cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},

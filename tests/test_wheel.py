@@ -37,6 +37,9 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("mmbivit-*.whl")
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    (info,) = site.glob("mmbivit-*.dist-info")
+    assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text().splitlines()
+    assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     shipped = {
         path.relative_to(site / "mmbivit" / ".mim").as_posix() for path in (site / "mmbivit" / ".mim").rglob("*.py")
     }
