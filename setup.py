@@ -73,7 +73,7 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
-    package_data={"mmbivit.apis": ["templates/*.html"]},
+    package_data={"mmbivit": ["py.typed"], "mmbivit.apis": ["templates/*.html"]},
     cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},
     ext_modules=[
         Extension(

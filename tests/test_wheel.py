@@ -40,6 +40,7 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     (info,) = site.glob("mmbivit-*.dist-info")
     assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text().splitlines()
     assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert (site / "mmbivit" / "py.typed").is_file()
     shipped = {
         path.relative_to(site / "mmbivit" / ".mim").as_posix() for path in (site / "mmbivit" / ".mim").rglob("*.py")
     }
