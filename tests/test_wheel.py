@@ -6,6 +6,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
+
+import mmbivit
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,3 +66,12 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     assert result.stdout.split()[-2:] == ["detections", "2"]
     doctor = run("-m", "mmbivit.doctor")
     assert doctor.returncode == 0 and "everything fits together" in doctor.stdout, doctor.stdout + doctor.stderr
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (mmbivit.__version__, "Apache-2.0")
+    (paper,) = citation["references"]
+    readme = (ROOT / "README.md").read_text()
+    assert paper["doi"] in readme and paper["collection-title"] in readme
+    assert paper["title"] in readme.replace("{", "").replace("}", "")
