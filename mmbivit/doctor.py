@@ -37,6 +37,7 @@ def diagnose() -> Report:
         ("device", _device()),
         ("mmcv operators", operators),
         ("packed networks", _packed_kernels()),
+        ("checkpoints", _checkpoints()),
     )
     if operator_problem:
         problems.append(operator_problem)
@@ -92,6 +93,15 @@ def _packed_kernels() -> str:
     if kernels.available_paths() == (kernels.REFERENCE,):
         return "slow torch reference: no native kernels; install mmbivit again where there is a C++ compiler"
     return f"native kernels, {kernels.active_path()} of {', '.join(kernels.available_paths())}"
+
+
+def _checkpoints() -> str:
+    """Say whether MMEngine's own loader takes the checkpoints of training; the tools do not use it."""
+    for requirement, version in providers("mmengine"):
+        if requirement.family == "openmmlab":
+            hint = "call mmbivit.apis.use_safe_loading() before Runner(resume=True) or DetInferencer"
+            return f"mmengine {version} does not load its own with torch >= 2.6; the tools do. In Python, {hint}"
+    return "MMEngine loads its own"
 
 
 def _mmcv_operators() -> tuple[str, Problem | None]:

@@ -44,7 +44,9 @@ def environment(monkeypatch):
 
 def test_a_good_environment_has_no_problem(environment, capsys):
     environment(GOOD)
-    assert doctor.diagnose().problems == ()
+    report = doctor.diagnose()
+    assert report.problems == ()
+    assert "use_safe_loading()" not in dict(report.facts)["checkpoints"]
     assert doctor.main([]) == 0
     printed = capsys.readouterr().out
     assert "onedl-mmcv 2.3.6" in printed and "everything fits together" in printed
@@ -88,7 +90,9 @@ def test_openmmlab_alone_is_fine_too(environment):
     for mmcv in ("mmcv", "mmcv-lite"):
         packages = others | {"mmdet": "3.3.0", mmcv: "2.1.0", "mmengine": "0.10.7"}
         environment(packages | {"setuptools": "80.9.0"})
-        assert doctor.diagnose().problems == ()
+        report = doctor.diagnose()
+        assert report.problems == ()
+        assert "use_safe_loading()" in dict(report.facts)["checkpoints"]
         environment(packages | {"setuptools": "84.2.1"})
         (problem,) = doctor.diagnose().problems
         assert "needs pkg_resources" in problem.what and problem.mend == 'pip install "setuptools<81"'
@@ -117,7 +121,8 @@ def test_a_package_that_cannot_be_imported_is_a_problem(environment, monkeypatch
     assert problem.mend.startswith("pip install --force-reinstall ") and problem.mend.endswith(mend)
 
 
-def test_compiled_operators_that_cannot_be_imported_are_a_problem(monkeypatch):
+def test_compiled_operators_that_cannot_be_imported_are_a_problem(environment, monkeypatch):
+    environment(GOOD)
     monkeypatch.setattr(mmcv_ops, "find_compiled", lambda: "site-packages/mmcv/_ext.so")
     monkeypatch.setattr(
         doctor.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("undefined symbol"))
