@@ -15,6 +15,7 @@ from rich.table import Table
 from mmbivit.datasets.digit_folders import DigitFolders, draw_digit_folders, make_digit_folders
 from mmbivit.datasets.digit_scenes import DIGIT_CLASSES, LAYOUTS, SPLITS, DigitScenes, make_digit_scenes
 from mmbivit.datasets.scene_drawing import draw_scenes
+from mmbivit.files import check_writable
 
 FOLDERS = "folders"
 SCENE_DEFAULTS = {"out": Path("data/digit_scenes"), "train": 400, "val": 80, "size": [112], "max_digits": 6}
@@ -103,6 +104,8 @@ def main() -> int:
     args = parse_args()
     console = Console()
     try:
+        if args.picture is not None:
+            check_writable("--picture", args.picture)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("images", total=args.train + args.val)
             made = make(args, progress=lambda: bar.advance(task))

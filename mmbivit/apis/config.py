@@ -13,6 +13,7 @@ from mmengine.fileio import YamlHandler, register_handler
 from mmengine.runner import Runner
 
 from mmbivit.checks import did_you_mean
+from mmbivit.files import check_writable
 
 __all__ = ["inner_dataset", "is_classifier", "load_config", "refuse_options", "set_work_dir"]
 
@@ -156,11 +157,16 @@ def _check_structure(cfg: Config, path: Path) -> None:
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
-    """Set where logs and checkpoints go: the option, else what the config says, else ``work_dirs/<config's name>``."""
+    """Set where logs and checkpoints go: the option, else what the config says, else ``work_dirs/<config's name>``.
+
+    Raises:
+        OSError: if nothing can be written there.
+    """
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
+    check_writable("work_dir" if work_dir is None else "--work-dir", cfg.work_dir, folder=True)
 
 
 def is_classifier(cfg: Config) -> bool:

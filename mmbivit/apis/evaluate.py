@@ -16,6 +16,7 @@ from torch import nn
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import WorkerEndHook
 from mmbivit.engine.unwrapping import unwrapped_model
+from mmbivit.files import check_writable
 from mmbivit.models.checkpoint import checkpoint_path
 
 from .checkpoints import load_classifier, load_detector, use_safe_loading
@@ -61,6 +62,7 @@ def evaluation_config(
 
     Raises:
         FileNotFoundError: if the config does not exist.
+        OSError: if nothing can be written into ``work_dir`` or ``show_dir``.
         ValueError: if an option does not fit the config; the message names the option.
     """
     cfg = load_config(config, cfg_options)
@@ -74,6 +76,8 @@ def evaluation_config(
     cfg.resume = False
     if data_root is not None:
         set_data_root(cfg, data_root)
+    if show_dir:
+        check_writable("--show-dir", Path(cfg.work_dir) / show_dir, folder=True)
     if show or show_dir:
         _draw_detections(cfg, show, show_dir, wait_time)
     if tta:
@@ -90,11 +94,14 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: if data or checkpoint are missing.
+        OSError: if ``out`` cannot be written, before anything is evaluated.
         ValueError: if ``out`` is no pickle file, or if a weight of the checkpoint is missing, left over or of another
             shape; the message names the first.
     """
-    if out is not None and Path(out).suffix not in (".pkl", ".pickle"):
-        raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
+    if out is not None:
+        if Path(out).suffix not in (".pkl", ".pickle"):
+            raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
+        check_writable("--out", out)
     use_safe_loading()
     notes = check_coco_data(cfg, modes=["test"])
     check_image_data(cfg, modes=["test"])

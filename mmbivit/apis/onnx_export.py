@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RSign, SoftmaxThreshold
-from mmbivit.files import atomic_writer
+from mmbivit.files import atomic_writer, check_writable
 from mmbivit.models import BinarySwinTransformer
 
 from .checkpoints import load_trained_model
@@ -92,6 +92,7 @@ def export_onnx(
 
     Raises:
         FileNotFoundError: if config or checkpoint does not exist.
+        OSError: if ``out`` cannot be written, before anything is loaded.
         ValueError: if a package is missing, an argument has no sense, the checkpoint is of stage 1 or of another model,
             or the outputs differ from torch's; nothing is written then.
     """
@@ -363,3 +364,4 @@ def _check_options(out: Path, size: tuple[int, int], batch_size: int | None, che
         raise ValueError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more, or leave it out for any number")
+    check_writable("OUT", out)

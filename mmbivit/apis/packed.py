@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.serialization import SUFFIX, read_header
+from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
 from .classify import check_topk, classify_files
@@ -87,12 +88,14 @@ def export_packed(
 
     Raises:
         FileNotFoundError: if config or checkpoint does not exist.
+        OSError: if ``out`` cannot be written, before anything is loaded.
         ValueError: if the checkpoint is of another network or of stage 1, or the network cannot be packed or stored.
     """
     if Path(out).suffix != SUFFIX:
         raise ValueError(f"OUT {out}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
     if is_packed_file(checkpoint):
         raise ValueError(f"{checkpoint} is packed already; expected a checkpoint that tools/train.py wrote")
+    check_writable("OUT", out)
     cfg = load_config(config, cfg_options)
     model = load_trained_model(cfg, checkpoint)
     packed = pack(model)

@@ -15,6 +15,7 @@ from torch import nn
 from mmbivit.checks import check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.deploy.serialization import SUFFIX
+from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model, use_safe_loading
 from .config import inner_dataset, is_classifier, load_config
@@ -152,9 +153,10 @@ def predict(
 
 
 def check_out_dir(out_dir: str | Path | None) -> None:
-    """Raise a ValueError if there is no folder for the detections."""
+    """Raise a ValueError if there is no folder for the detections, an OSError if nothing can be written into it."""
     if out_dir is None:
         raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
+    check_writable("--out-dir", out_dir, folder=True)
 
 
 def check_score_thr(score_thr: float) -> None:

@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from mmbivit.files import check_writable
+
 from .checkpoint import FETCHED_SCHEMES, load_checkpoint_file, refusing_odd_tensors, save_atomically
 from .keys import (
     BINARY_ONLY,
@@ -116,15 +118,17 @@ class Conversion:
 
 
 def check_destination(destination: str | Path, overwrite: bool = False) -> None:
-    """Refuse to write over a file.
+    """Refuse to write over a file, or where nothing can be written.
 
     Raises:
+        OSError: if the file could not be written.
         ValueError: if the file exists, unless ``overwrite``.
     """
     path = Path(destination)
     if path.is_dir() or (path.exists() and not overwrite):
         hint = "give a file name" if path.is_dir() else "give another name, or --overwrite"
         raise ValueError(f"{destination} exists already; {hint}")
+    check_writable("DST", destination)
 
 
 def convert_checkpoint(source: str, to: str = "mmbivit", prefix: str | None = None) -> Conversion:

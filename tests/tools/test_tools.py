@@ -177,6 +177,31 @@ def test_bad_input_is_one_line_and_an_exit_code(
         assert len([line for line in lines if line.startswith("error")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("tool", "option", "line"),
+    [
+        ("train.py", "--work-dir", "{config} --work-dir {config}"),
+        ("test.py", "--work-dir", "{config} no.pth --work-dir {config}/w"),
+        ("test.py", "--out", "{config} no.pth --out {config}/o.pkl"),
+        ("test.py", "--show-dir", "{config} no.pth --show-dir {config}/s"),
+        ("predict.py", "--out-dir", "{config} no.pth no.jpg --out-dir {config}"),
+        ("deployment/export_onnx.py", "OUT", "{config} no.pth {config}/o.onnx --size 8 8 --no-check"),
+        ("deployment/export_packed.py", "OUT", "{config} no.pth {config}/o.safetensors"),
+        ("model_converters/swin_to_mmbivit.py", "DST", "no.pth {config}/o.pth"),
+        ("analysis_tools/complexity.py", "--out", "{config} --out {config}/o.md"),
+        ("analysis_tools/plot.py", "--out", "curves no_work_dir --out {config}/o.png"),
+        ("analysis_tools/report.py", "--out", "no_work_dir --out {config}/o.html"),
+        ("make_digit_scenes.py", "--picture", "--out {config}/o --picture {config}/o.png"),
+        ("benchmarks/packed_inference.py", "--json", "--json {config}/o.json"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_first(monkeypatch, capsys, configs, tool, option, line):
+    pytest.importorskip("onnxscript" if "onnx" in tool else "pytest")
+    assert call(monkeypatch, tool, *line.format(config=configs["float"]).split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option} {configs['float']}") and error.count("\n") == 1
+
+
 def test_impossible_switch_is_one_line(monkeypatch, capsys, configs, float_checkpoint, tmp_path):
     options = ["--float-checkpoint", float_checkpoint, "--work-dir", tmp_path]
     options += ["--cfg-options", "custom_hooks.0.switch_epoch=2", "experiment_name=impossible_switch"]

@@ -14,6 +14,7 @@ from mmbivit.apis.complexity import (
     write_complexity,
 )
 from mmbivit.apis.options import add_debug_option
+from mmbivit.files import check_writable
 
 SHOWN = ("module", "bits", "calls", "FLOPs", "BOPs", "parameters", "bytes")  # as a terminal is narrow
 
@@ -47,6 +48,7 @@ def main() -> None:
     with user_errors(args.debug):
         if args.out:
             check_format(args.out)
+            check_writable("--out", args.out)
         with Console(stderr=True).status("Counting"):
             report = config_complexity(args.config, args.shape)
         console = Console()

@@ -10,6 +10,7 @@ from rich.console import Console
 from mmbivit.analysis.figures.style import check_format, save_figure
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
+from mmbivit.files import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,6 +176,7 @@ def main() -> None:
     args = parse_args()
     with user_errors(args.debug), trusted(args) if "trust_checkpoint" in args else nullcontext():
         check_format(args.out)
+        check_writable("--out", args.out)
         save_figure(args.draw(args), args.out)
         print(f"Wrote {args.out}.")
 

@@ -6,12 +6,12 @@ import re
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.apis.packed_benchmark import DETECTION, RUNTIMES, make_report, run_benchmark
+from mmbivit.files import check_writable
 
 SIZES = [(1, 224, 224), (8, 224, 224), DETECTION]
 WIDTH = 132  # of tables, also in a pipe
@@ -54,6 +54,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Run the tool."""
+    import torch  # not above, where it would come before mmbivit.uncaught
+
     args = parse_args()
     sizes = args.sizes or (SIZES[:1] if args.quick else SIZES)
     quick_runtimes = [name for name in RUNTIMES if name != "compile"]
@@ -61,8 +63,10 @@ def main() -> None:
     progress = Console(stderr=True, style="dim", highlight=False)
     start = time.perf_counter()
     with user_errors(args.debug):
-        for file in filter(None, (args.json, args.out)):
-            file.touch()  # one that cannot be written fails now, not after ten minutes
+        for option, file in (("--json", args.json), ("--out", args.out)):
+            if file:
+                check_writable(option, file)  # now, not after ten minutes
+                file.parent.mkdir(parents=True, exist_ok=True)
         results = run_benchmark(
             sizes,
             args.runtimes or (quick_runtimes if args.quick else list(RUNTIMES)),

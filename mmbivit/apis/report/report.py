@@ -10,7 +10,7 @@ from mmbivit.apis.checkpoints import use_safe_loading
 from mmbivit.apis.errors import error_message, is_user_error
 from mmbivit.apis.page import Page, Section, render
 from mmbivit.checks import check_integer
-from mmbivit.files import atomic_writer
+from mmbivit.files import atomic_writer, check_writable
 
 from . import sections
 from .run import open_run
@@ -46,12 +46,14 @@ def write_report(
 
     Raises:
         FileNotFoundError: if the folder does not exist, or has no config or no checkpoint.
+        OSError: if ``out`` cannot be written, before anything is loaded.
         ValueError: if the checkpoint is of another model, or an option has no sense.
     """
     check_integer("num_images", num_images, 1, 8)
     out = Path(work_dir) / "report.html" if out is None else Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{out}: the report is a page; expected a name that ends in .html")
+    check_writable("--out", out)
     use_safe_loading()
     run = open_run(work_dir, checkpoint, data_root)
     with TemporaryDirectory() as folder:
