@@ -36,7 +36,7 @@ _SUBPACKAGES = (
     "evaluation",
     "models",
 )
-_WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files")
+_WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files", "uncaught")
 
 check_dependencies = compat.check_dependencies
 

@@ -154,4 +154,6 @@ def _print(report: Report) -> None:
 
 
 if __name__ == "__main__":
+    import mmbivit.uncaught  # noqa: F401  for an interrupt of the imports
+
     sys.exit(main())

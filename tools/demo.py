@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.demo import FULL, QUICK, demo_steps, run_steps
 from mmbivit.apis.demo_report import draw_comparison, predict_scenes, report_table

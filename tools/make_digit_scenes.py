@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.datasets.digit_folders import DigitFolders, draw_digit_folders, make_digit_folders
 from mmbivit.datasets.digit_scenes import DIGIT_CLASSES, LAYOUTS, SPLITS, DigitScenes, make_digit_scenes
 from mmbivit.datasets.scene_drawing import draw_scenes

@@ -3,11 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import (
     UnusableImagesError,
     classify,
@@ -19,6 +19,9 @@ from mmbivit.apis import (
     user_errors,
 )
 from mmbivit.apis.options import add_debug_option, add_pixels_option, add_trust_option, trusted
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,7 +64,7 @@ def main() -> None:
             raise
 
 
-def run_detector(cfg: Config, args: argparse.Namespace) -> list[Path]:
+def run_detector(cfg: "Config", args: argparse.Namespace) -> list[Path]:
     """Write pictures and detections."""
     refuse_options(cfg, topk=args.topk)
     score_thr = {} if args.score_thr is None else dict(score_thr=args.score_thr)
@@ -74,7 +77,7 @@ def show_detections(files: list[Path], args: argparse.Namespace) -> None:
     print(f"Wrote {len(files)} pictures to {args.out_dir}/vis and their detections to {args.out_dir}/preds.")
 
 
-def run_classifier(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
+def run_classifier(cfg: "Config", args: argparse.Namespace) -> list[dict[str, Any]]:
     """Find the most likely classes, and write them where that is wanted."""
     refuse_options(cfg, score_thr=args.score_thr)
     topk = {} if args.topk is None else dict(topk=args.topk)

@@ -2,6 +2,7 @@
 
 import argparse
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import evaluate, evaluation_config, user_errors
 from mmbivit.apis.options import add_debug_option, add_run_options, add_trust_option, set_local_rank, trusted
 

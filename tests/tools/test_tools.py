@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -319,6 +320,39 @@ def test_two_processes_train_and_evaluate_a_classifier(classifier_configs, float
     assert len({prediction["img_path"] for prediction in predictions}) == len(predictions) == 9
     right = [int(prediction["pred_labels"][0]) == prediction["label"] for prediction in predictions]
     assert float(tested[0]) == pytest.approx(100 * sum(right) / 9, abs=1e-3)
+
+
+INTERRUPTED = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name in ("torch", "mmengine", "mmdet", "cv2"):
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_tools_import_their_modules_is_no_traceback():
+    tools = sorted(ROOT.glob("tools/**/*.py"))
+    runs = [subprocess.Popen([sys.executable, "-c", INTERRUPTED, tool], stderr=subprocess.PIPE) for tool in tools]
+    errors = {tool.name: run.communicate()[1].decode() for tool, run in zip(tools, runs, strict=True)}
+    assert len(tools) > 15 and errors == dict.fromkeys(errors, "interrupted\n")
+    if os.name == "posix":
+        assert {run.returncode for run in runs} == {-signal.SIGINT}
+
+
+def test_an_unknown_code_path_of_the_kernels_is_one_line_of_tools_and_an_error_of_scripts():
+    environment = {**os.environ, "MMBIVIT_KERNELS": "bogus", "MMBIVIT_DEBUG": "0"}
+
+    def run(*line: str) -> str:
+        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, env=environment)
+        assert done.returncode == 1
+        return done.stderr
+
+    tool = str(ROOT / "tools" / "train.py")
+    assert re.fullmatch(r"error: code path 'bogus' does not run here; .*MMBIVIT_KERNELS.*\n", run(tool, "c.py"))
+    assert re.search("Traceback(.|\n)*ValueError: code path 'bogus'", run("-c", "import mmbivit.deploy"))
 
 
 def run_script(name: str, *args: object, **environment: str) -> subprocess.CompletedProcess:

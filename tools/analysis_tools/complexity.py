@@ -4,6 +4,7 @@ import argparse
 
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.complexity import (
     check_format,

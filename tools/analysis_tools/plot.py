@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.analysis.figures.style import check_format, save_figure
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted

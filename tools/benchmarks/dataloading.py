@@ -5,8 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from mmengine.logging import MMLogger
-
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit import get_config
 from mmbivit.apis import user_errors
 from mmbivit.apis.dataloading_benchmark import make_images, markdown_table, measure_loaders, measure_steps
@@ -36,6 +35,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
+    from mmengine.logging import MMLogger  # not above, where it would come before mmbivit.uncaught
+
     MMLogger.get_instance("benchmark", log_level="WARNING")  # else a line for each parameter of the optimizer
     with user_errors(args.debug), tempfile.TemporaryDirectory() as root:
         cfg = get_config(args.config)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.apis.soak import problems, read_attempts, soak, summary_table

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.datasets.tiny_imagenet import NUM_CLASSES, OFFICIAL_COUNTS, convert_tiny_imagenet
 
 

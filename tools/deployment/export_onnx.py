@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.onnx_export import export_onnx
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted

@@ -4,6 +4,7 @@ import argparse
 
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import export_packed, export_table, user_errors
 from mmbivit.apis.options import ConfigOptions, add_debug_option, add_trust_option, trusted
 

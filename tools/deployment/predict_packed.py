@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import (
     UnusableImagesError,
     classify_packed,
