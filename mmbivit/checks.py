@@ -68,7 +68,8 @@ def check_number(name: str, value: Any, low: float, high: float, *, above: bool 
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
     if not is_number or not low <= value <= high or (above and value == low) or (below and value == high):
-        raise _wrong(name, value, f"a number {'>' if above else '>='} {low:g} and {'<' if below else '<='} {high:g}")
+        top = "" if high == math.inf and not below else f" and {'<' if below else '<='} {high:g}"
+        raise _wrong(name, value, f"a number {'>' if above else '>='} {low:g}{top}")
 
 
 def check_keys(name: str, value: Any, required: Collection[str], optional: Collection[str] = ()) -> None:

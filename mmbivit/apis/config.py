@@ -148,12 +148,23 @@ def _check_structure(cfg: Config, path: Path) -> None:
             names = expected.__name__ if isinstance(expected, type) else " or ".join(t.__name__ for t in expected)
             raise ValueError(f"config {path}: {key} is a {type(value).__name__}, expected a {names}")
     for key in _DATALOADERS:
-        if (loader := cfg.get(key)) and not isinstance(loader.get("dataset"), dict):
-            raise ValueError(f"config {path}: {key}.dataset is missing, or no dict")
+        if loader := cfg.get(key):
+            _check_loader(f"config {path}: {key}", loader)
     hooks = [*(cfg.get("custom_hooks") or ()), *(cfg.get("default_hooks") or {}).values()]
     for part in (cfg.model.get("backbone"), *hooks):
         if isinstance(part, (str, int, float, list, tuple)):
             raise ValueError(f"config {path}: {part!r} is where the config of a backbone or a hook belongs, a dict")
+
+
+def _check_loader(name: str, loader: dict[str, Any]) -> None:
+    if not isinstance(loader.get("dataset"), dict):
+        raise ValueError(f"{name}.dataset is missing, or no dict")
+    for key in ("sampler", "batch_sampler"):
+        if isinstance(value := loader.get(key), (str, int, float, list, tuple)):
+            raise ValueError(f"{name}.{key} is {value!r}, expected a dict")
+    pipeline = inner_dataset(loader["dataset"]).get("pipeline") or []
+    if not isinstance(pipeline, (list, tuple)) or any(isinstance(step, (str, int, float)) for step in pipeline):
+        raise ValueError(f"{name}.dataset.pipeline is {pipeline!r}, expected a list of dicts")
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:

@@ -25,6 +25,7 @@ from .device import distributed, set_launcher
 from .packed import load_into, load_packed, use_packed_backbone
 from .predict import is_packed_file
 from .run import build_runner
+from .run_settings import check_run_settings
 
 __all__ = ["evaluate", "evaluation_config"]
 
@@ -103,6 +104,7 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
             raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
         check_writable("--out", out)
     use_safe_loading()
+    check_run_settings(cfg, ["test"])
     notes = check_coco_data(cfg, modes=["test"])
     check_image_data(cfg, modes=["test"])
     with distributed(cfg):

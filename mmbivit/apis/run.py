@@ -1,6 +1,6 @@
 """Building MMEngine's runner."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from functools import wraps
 from itertools import count
 from typing import Any
@@ -46,6 +46,11 @@ def _check_pipelines(runner: Runner) -> None:
     @wraps(build_dataloader)
     def build_checked(*args: Any, **kwargs: Any) -> DataLoader:
         loader = build_dataloader(*args, **kwargs)
+        if isinstance(loader.dataset, Sized) and len(loader) == 0:
+            raise ValueError(
+                f"a data loader has no batch: {len(loader.dataset)} images, batch_size={loader.batch_size}, "
+                f"drop_last={loader.drop_last}; it needs more images, or a smaller batch_size"
+            )
         check_pipelines(loader.dataset)
         return loader
 

@@ -29,6 +29,7 @@ from .checkpoints import fetch_checkpoints, use_safe_loading
 from .config import load_config, set_work_dir
 from .device import PeakMemoryHook, distributed, enable_amp, set_launcher
 from .run import build_runner
+from .run_settings import check_run_settings, check_seed
 
 __all__ = ["train", "train_config"]
 
@@ -80,6 +81,7 @@ def train_config(
         ValueError: if an option does not fit the config; the message names the option.
     """
     cfg = load_config(config, cfg_options, float_checkpoint, backbone_checkpoint)
+    check_run_settings(cfg, ["train"])
     set_work_dir(cfg, work_dir)
     set_launcher(cfg, launcher)
     if data_root is not None:
@@ -102,6 +104,7 @@ def train_config(
         project = dict(project=wandb, name=Path(cfg.work_dir).name)
         _add_backend(cfg, "wandb", dict(type="WandbVisBackend", init_kwargs=project))
     if seed is not None:
+        check_seed("--seed", seed)
         cfg.merge_from_dict({"randomness.seed": seed})
     if skip_non_finite is not None:
         if skip_non_finite < 0:
@@ -174,6 +177,7 @@ def train(cfg: Config) -> nn.Module:
     termination.install(cfg.work_dir)
     try:
         modes = [mode for mode in ("train", "val") if cfg.get(f"{mode}_dataloader")]
+        check_run_settings(cfg, ["train", *modes])
         notes = check_coco_data(cfg, modes)
         check_image_data(cfg, modes)
         with distributed(cfg):

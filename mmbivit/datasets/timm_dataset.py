@@ -242,6 +242,8 @@ def find_split(data_root: str, split: str) -> Path:
     timm would fall back to ``data_root`` itself: a forgotten folder ``val`` then means validation on all images, with
     wrong labels.
     """
+    if not isinstance(split, str):
+        raise ValueError(f"split={split!r}; allowed: the name of a folder, such as 'train', or ''")
     root = Path(data_root)
     if not split or (root.is_file() and root.suffix == ".tar"):
         names = [""]

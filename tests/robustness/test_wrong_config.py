@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
 from mmbivit.apis import user_errors
 from mmbivit.apis.config import load_config
@@ -248,10 +249,16 @@ class Defective:
     def __init__(self, how: str):
         if how == "key":
             {}["is not in the registry. Please check"]
+        if how == "value":
+            float("x")
+        if how == "layer":
+            nn.Linear("x", "y")
         (lambda: None)(**{how: 1})
 
 
-@pytest.mark.parametrize(("how", "error"), [("key", KeyError), ("argument", TypeError)])
+@pytest.mark.parametrize(
+    ("how", "error"), [("key", KeyError), ("argument", TypeError), ("value", ValueError), ("layer", TypeError)]
+)
 def test_defects_inside_a_part_keep_their_traceback(how, error):
     MODELS.register_module(module=Defective, force=True)
     try:
@@ -313,6 +320,9 @@ def test_a_teacher_of_other_blocks_is_named(change, message):
         ({"modle.backbone.recipe": "float"}, "--cfg-options modle.backbone.recipe: neither .*; did you mean 'model'?"),
         ({"load_form": "x.pth"}, "has 'load_form'; did you mean 'load_from'?"),
         ({"zzz": 1}, "neither config .* nor MMEngine's runner has 'zzz'$"),
+        ({"train_dataloader.sampler": "x"}, "train_dataloader.sampler is 'x', expected a dict"),
+        ({"train_dataloader.dataset.pipeline": 5}, "train_dataloader.dataset.pipeline is 5, expected a list"),
+        ({"train_dataloader.dataset.pipeline": ["x"]}, "train_dataloader.dataset.pipeline is .* expected a list"),
         ({"model": 5}, "model is a int, expected a dict"),
         ({"model": None}, "has no model"),
         ({"model.backbone": "tiny"}, "'tiny' is where the config of a backbone or a hook belongs"),
