@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
+from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import WorkerEndHook
 from mmbivit.engine.unwrapping import unwrapped_model
@@ -107,7 +108,7 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
     check_run_settings(cfg, ["test"])
     notes = check_coco_data(cfg, modes=["test"])
     check_image_data(cfg, modes=["test"])
-    with distributed(cfg):
+    with distributed(cfg), without_formulas():
         return _evaluate(cfg, out, notes)
 
 

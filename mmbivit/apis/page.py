@@ -112,7 +112,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return a page as HTML; all text in it is escaped."""
+    """Return a page as HTML; all text in it is escaped, and characters that UTF-8 has not are replaced."""
     environment = Environment(
         loader=PackageLoader("mmbivit.apis"),
         autoescape=True,
@@ -120,4 +120,4 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(page=page)
+    return environment.get_template("page.html").render(page=page).encode(errors="replace").decode()

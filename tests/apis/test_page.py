@@ -62,6 +62,10 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def test_names_that_are_no_utf_8_do_not_stop_a_page():
+    assert "<h1>bad?</h1>" in render(Page("bad\udcff", "", [], ""))
+
+
 def test_nothing_is_fetched_and_all_text_is_escaped(file):
     html = file.read_text()
     reader = Reader(html)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .style import DARK, GREY, LIGHT, new_figure
+from .style import DARK, GREY, LIGHT, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,8 @@ def classes_figure(names: Sequence[str], values: Mapping[str, Sequence[float | N
             mean = sum(known) / len(known)
             line = ("-", "--")[i]
             axes.axvline(mean, color=GREY, linestyle=line, linewidth=1.2, label=f"{metric}, mean {mean:.3g}")
-    axes.set(xlabel=label, ylabel="class", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    axes.set(xlabel=label, ylabel="class", ylim=(len(names) - 0.4, -0.6))
+    axes.set(yticks=range(len(names)), yticklabels=[plain(name) for name in names])
     axes.set_xlim(left=0)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

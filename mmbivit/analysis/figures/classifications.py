@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .style import new_figure
+from .style import new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,5 +32,6 @@ def classifications_figure(images: Sequence[np.ndarray], captions: Sequence[str]
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_on()
         axes.set(xticks=[], yticks=[])
-        axes.set_xlabel("\n".join(shorten(line, 27, placeholder="…") for line in caption.splitlines()), fontsize=9)
+        lines = [plain(shorten(line, 27, placeholder="…")) for line in caption.splitlines()]
+        axes.set_xlabel("\n".join(lines), fontsize=9)
     return figure

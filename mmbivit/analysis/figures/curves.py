@@ -7,7 +7,7 @@ import numpy as np
 
 from mmbivit.analysis.training_log import Series, TrainingLog
 
-from .style import ACCENT, DARK, GREY, LIGHT, new_figure
+from .style import ACCENT, DARK, GREY, LIGHT, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,13 +56,14 @@ def curves_figure(log: TrainingLog, keys: Sequence[str] | None = None) -> "Figur
             axis.set_yscale("log")
         else:
             axis.ticklabel_format(axis="y", scilimits=(-2, 4))
-        axis.set_ylabel(_LABELS.get(name, name))
+        axis.set_ylabel(_LABELS.get(name, plain(name)))
         axis.grid(color="0.85", linewidth=0.5)
         mark_stages(axis, log)
     share_iterations(axes, log)
     figure.align_ylabels(axes)
     handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    shared = {text: handle for text, handle in handles.items() if text not in log.validation}
+    metrics = {plain(key) for key in log.validation}
+    shared = {text: handle for text, handle in handles.items() if text not in metrics}
     if shared:
         figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -92,7 +93,7 @@ def _draw_training(axis: "Axes", series: Series, switch: int | None, smooth: boo
 
 def _draw_metrics(axis: "Axes", metrics: dict[str, Series]) -> None:
     for (key, series), (line, marker, color) in zip(metrics.items(), _STYLES, strict=False):
-        axis.plot(series.steps, series.values, line, marker=marker, color=color, markersize=4, label=key)
+        axis.plot(series.steps, series.values, line, marker=marker, color=color, markersize=4, label=plain(key))
     axis.legend(fontsize=8)
 
 

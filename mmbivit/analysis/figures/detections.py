@@ -8,7 +8,7 @@ import numpy as np
 
 from mmbivit.datasets.scene_drawing import draw_instance
 
-from .style import new_figure
+from .style import new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def detections_figure(
     figure = new_figure(height * sum(aspects), (height + 0.1) * len(rows))
     axes = figure.subplots(len(rows), len(images), squeeze=False, width_ratios=aspects)
     for (title, objects), row in zip(rows.items(), axes, strict=True):
-        row[0].set_ylabel(title, fontsize=11)
+        row[0].set_ylabel(plain(title), fontsize=11)
         for image, instances, axis in zip(images, objects, row, strict=True):
             axis.imshow(image, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
@@ -59,7 +59,7 @@ def detections_figure(
                 annotation = dict(category_id=classes.index(instance.label) + 1, bbox=instance.box)
                 if instance.mask is not None:
                     annotation["segmentation"] = instance.mask
-                draw_instance(axis, annotation, _name(instance))
+                draw_instance(axis, annotation, plain(_name(instance)))
     return figure
 
 

@@ -1,5 +1,7 @@
 """What all figures share: their size, shades that differ in greyscale too, and files."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +10,10 @@ from mmbivit.files import atomic_writer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ACCENT", "DARK", "FORMATS", "GREY", "LIGHT", "check_format", "new_figure", "save_figure"]
+__all__ = [
+    *("ACCENT", "DARK", "FORMATS", "GREY", "LIGHT"),
+    *("check_format", "new_figure", "plain", "save_figure", "without_formulas"),
+]
 
 FORMATS = (".png", ".svg")
 
@@ -21,6 +26,23 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure  # slow to import, and only needed to draw
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def plain(name: object) -> str:
+    """Return a name of the user's as a text of figures, where ``$`` would begin a formula.
+
+    A replacement character stands for what cannot be shown: control characters and bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name)).replace("$", r"\$")
+
+
+@contextmanager
+def without_formulas() -> Iterator[None]:
+    """Let matplotlib write texts as they are, for what MMDetection draws with names of the user's."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
 
 
 def check_format(path: str | Path) -> None:

@@ -1,10 +1,13 @@
 """What the pictures of classes and of classified images draw."""
 
+import io
+
 import numpy as np
 import pytest
 
 from mmbivit.analysis.figures.classes import classes_figure
 from mmbivit.analysis.figures.classifications import classifications_figure
+from mmbivit.analysis.figures.detections import Instance, detections_figure
 from tests.analysis.figures.drawing import assert_texts_readable
 
 
@@ -24,6 +27,20 @@ def test_bars_have_the_values_and_lines_their_means():
         axes.yaxis_inverted() and tops[0] < tops[1] and tops[3] >= tops[0] + axes.containers[0][0].get_height() - 1e-9
     )
     assert_texts_readable(figure)
+
+
+ODD = ["a$\\nosuch$b", "tab\tline\n", "bad\udcff", "$", "<b>&", ""]
+
+
+def test_odd_names_of_classes_are_drawn_as_they_are():
+    figure = classes_figure(ODD, {"boxes": [0.5] * len(ODD)}, "AP")
+    figure.savefig(io.BytesIO(), format="svg")
+    drawn = [label._preprocess_math(label.get_text())[0] for label in figure.axes[0].get_yticklabels()]
+    assert drawn == ["a$\\nosuch$b", "tab\ufffdline\ufffd", "bad\ufffd", "$", "<b>&", ""]
+    image = np.zeros((8, 8, 3), np.uint8)
+    classifications_figure([image] * len(ODD), [f"{name}\nright" for name in ODD]).savefig(io.BytesIO())
+    objects = [[Instance(name, (1, 1, 5, 5), score=0.5) for name in ODD]]
+    detections_figure([image], {ODD[0]: objects}, ODD).savefig(io.BytesIO())
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as mask_utils
 
 from mmbivit.analysis.figures.detections import Instance
@@ -48,6 +49,15 @@ def test_annotations_and_detections_of_two_models(tmp_path, configs, float_check
     assert figure.get_supxlabel() == f"detections with a score of {threshold:g} or more"
 
 
+def test_a_class_whose_name_looks_like_a_formula(tmp_path, configs, float_checkpoint, images):
+    checkpoint = torch.load(float_checkpoint, weights_only=False)
+    checkpoint["meta"]["dataset_meta"]["classes"] = ("$\\nosuch$",)
+    torch.save(checkpoint, tmp_path / "odd.pth")
+    figure = plot_detections(images[:1], [("one", configs["float"], tmp_path / "odd.pth")], score_thr=0)
+    figure.savefig(tmp_path / "detections.png")
+    assert figure.axes[0].texts
+
+
 def test_a_detector_without_masks(tmp_path, configs, images):
     """RetinaNet-like configs have a JSON without masks; here Faster R-CNN, with random weights."""
     config = tmp_path / "faster.py"
@@ -61,7 +71,6 @@ def test_a_detector_without_masks(tmp_path, configs, images):
 
 
 def random_checkpoint(config, path):
-    import torch
     from mmengine.registry import MODELS, DefaultScope
 
     from mmbivit.apis import load_config
