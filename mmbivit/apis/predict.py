@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from rich.progress import track
 from torch import nn
 
+from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.checks import check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.deploy.serialization import SUFFIX
@@ -213,6 +214,7 @@ def make_inferencer(model: nn.Module, cfg: Config, device: str, max_pixels: int)
     return inferencer
 
 
+@without_formulas()
 def write_detections(
     inferencer: Any, files: Sequence[Path], out_dir: str | Path, score_thr: float, batch_size: int
 ) -> list[Path]:

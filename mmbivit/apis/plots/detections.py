@@ -11,7 +11,6 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from mmbivit.analysis.figures.detections import Instance, detections_figure
-from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.apis.predict import find_images, predict, refuse_packed_file
@@ -62,7 +61,7 @@ def plot_detections(
         classes, rows["annotation"] = read_annotations(annotations, pixels)
     names = [_class_names(config, checkpoint) for _, config, checkpoint in models]
     for (title, config, checkpoint), own in zip(models, names, strict=True):
-        with TemporaryDirectory() as folder, without_formulas():
+        with TemporaryDirectory() as folder:
             found = predict(config, checkpoint, files, folder, score_thr)
             rows[title] = [read_detections(file, own, score_thr) for file in found]
     labels = [instance.label for row in rows.values() for instances in row for instance in instances]
