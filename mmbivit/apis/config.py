@@ -116,8 +116,9 @@ def _read(path: Path) -> Config:
     register_handler(["yaml", "yml"])(_YamlHandler)
     try:
         return Config.fromfile(path)
-    except OSError:
-        raise  # a base that does not exist, named by its path
+    except OSError as error:  # of a base, most often
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"config {path} cannot be read: {_one_line(error)}") from error
     except (Exception, SystemExit) as error:  # a config is code, so anything may go wrong in it
         raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {_one_line(error)}") from error
 

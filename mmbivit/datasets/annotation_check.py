@@ -151,6 +151,8 @@ def _some(names: Sequence[str], shown: int = 5) -> str:
 
 def _check_classes(use: CocoUse, file: AnnotationFile, classes: tuple[str, ...]) -> np.ndarray:
     """Return which annotations are of the classes; raise a ValueError if the file's labels would be others."""
+    if not file.names:
+        raise ValueError(f"{file.path} has no categories; {use.key} needs {_some(classes)}")
     in_file = [name for name in file.names.values() if name in classes]
     if missing := [name for name in classes if name not in in_file]:
         raise ValueError(
@@ -193,7 +195,9 @@ def _check_dataset(use: CocoUse, file: AnnotationFile, classes: tuple[str, ...])
     _check_images(use, file, kept)
     objects &= kept[file.image_index]
     if not objects.any():
-        raise ValueError(f"{file.path}: no object is left to train on in {use.key}; {_list(reasons)}")
+        raise ValueError(
+            f"{file.path}: no object is left to train on in {use.key}; {_list(reasons) or 'it has no annotations'}"
+        )
     empty = kept.copy()
     empty[file.image_index[objects]] = False
     reasons["images without objects used as background"] = int(empty.sum())

@@ -115,9 +115,10 @@ def test_training_needs_an_object(root):
     message = message_of(make_config(root))
     assert f"{root / TRAIN}: no object is left to train on in train_dataloader; 4 boxes less than a pixel" in message
     edit(root, lambda content: content["annotations"].clear())
-    assert "no image is left to train on in train_dataloader; 4 images without annotations" in message_of(
-        make_config(root)
-    )
+    cfg = make_config(root)
+    assert "no image is left to train on in train_dataloader; 4 images without annotations" in message_of(cfg)
+    cfg.train_dataloader.dataset.filter_cfg = None
+    assert message_of(cfg).endswith("no object is left to train on in train_dataloader; it has no annotations")
 
 
 def test_masks_are_only_looked_at_where_they_are_used(root):
@@ -135,6 +136,9 @@ def test_classes_that_the_file_lacks(root):
         f"{root / TRAIN} has no categories 'cat', which are among the 2 classes of train_dataload"
     )
     assert "it has 'person': set metainfo" in message
+    edit(root, lambda content: (content["annotations"].clear(), content["categories"].clear()))
+    message = message_of(make_config(root))
+    assert message == f"{root / TRAIN} has no categories; train_dataloader needs 'person'"
 
 
 def test_default_classes_are_those_of_coco(root):
