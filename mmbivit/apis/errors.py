@@ -1,5 +1,6 @@
 """Errors that the user can mend, as one line instead of a traceback."""
 
+import io
 import os
 import re
 import sys
@@ -74,6 +75,17 @@ def error_message(error: Exception) -> str:
     """Return what a user is told of an error for which :func:`is_user_error` holds."""
     if isinstance(error, REFUSALS) and (message := config_message(error)) is not None:
         return message
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return f"{error}{_file_at_hand(error)}"
     text = str(error)
     # A data loader's worker sends its whole traceback as the message; the error itself is the last line.
     return text.strip().splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
+
+
+def _file_at_hand(error: OSError) -> str:
+    """Return the file that was written or read, which errors after the opening do not know, as on a full disk."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str | os.PathLike):
+                return f": {str(name)!r}"
+    return ""

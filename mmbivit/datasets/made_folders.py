@@ -92,6 +92,10 @@ def new_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     try:
         yield work
         _install(work, out, marker)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a full disk
+            raise OSError(error.errno, error.strerror, str(out)) from error
+        raise
     finally:  # also on Ctrl-C; after a success there is nothing left to remove
         shutil.rmtree(work, ignore_errors=True)
 

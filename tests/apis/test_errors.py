@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import mmengine
 import pytest
 from mmengine.registry import MODELS
 from PIL import Image
@@ -37,6 +38,13 @@ def test_each_image_that_cannot_be_used_is_a_line(capsys, monkeypatch):
         raise UnusableImagesError([], {Path("a.png"): "a.png is empty", Path("b.png"): "b.png is no image"})
 
     assert line(capsys, fail) == "error: a.png is empty\nerror: b.png is no image\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_file(capsys):
+    expected = "error: [Errno 28] No space left on device: '/dev/full'\n"
+    assert line(capsys, lambda: Path("/dev/full").write_text("x")) == expected
+    assert line(capsys, lambda: mmengine.dump({"x": 1}, "/dev/full", file_format="json")) == expected
 
 
 def test_unknown_type_in_a_config_becomes_one_line(capsys):

@@ -1,8 +1,10 @@
 """The digit folders: one whole digit an image, clutter that is none, splits that share nothing, equal every time."""
 
+import errno
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -227,6 +229,16 @@ def test_other_options_and_damage_are_refused(tmp_path):
     again = make_digit_folders(out, **options, clutter=(2, 4), overwrite=True)
     assert again.options["clutter"] == [2, 4] and not again.reused
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_full_disk_names_the_folder_and_leaves_nothing(tmp_path, monkeypatch):
+    def save(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match=r"No space left on device: '.*digits'$"):
+        make_digit_folders(tmp_path / "digits", train=10, val=10)
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_folder_is_refused_and_never_deleted(tmp_path):
