@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .repeated_runs import mean_and_deviation, train_once
+from .repeated_runs import check_runs, mean_and_deviation, train_once
 
 __all__ = ["ARMS", "METRICS", "markdown_table", "run_arms"]
 
@@ -39,7 +39,9 @@ def run_arms(
 
     Raises:
         RuntimeError: if a run fails; it names the log.
+        ValueError: for an impossible seed, or less than one job.
     """
+    check_runs(seeds, jobs)
 
     def run(job: tuple[str, int]) -> dict[str, float]:
         arm, seed = job

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from timm.data import ImageDataset, create_loader
 
+from mmbivit.checks import check_integer
 from mmbivit.datasets.scene_rendering import crop_photo
 from mmbivit.datasets.timm_transform import tolerate_zero_bits
 from mmbivit.distill import BlockDistiller, BlockMSELoss
@@ -33,6 +34,7 @@ def make_images(root: Path, count: int, classes: int = 8) -> int:
     Returns:
         The mean size of a file, in bytes.
     """
+    check_integer("--images", count, 1)
     rng = np.random.default_rng(0)
     sizes = []
     for i in range(count):

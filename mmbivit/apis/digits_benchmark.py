@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmbivit import get_config
 from mmbivit.analysis import model_size
 
-from .repeated_runs import mean_and_deviation, train_once
+from .repeated_runs import check_runs, mean_and_deviation, train_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,9 @@ def run_arms(
 
     Raises:
         RuntimeError: if a run fails; it names the log.
+        ValueError: for an impossible seed, or less than one job.
     """
+    check_runs(seeds, jobs)
 
     def train(arm: Arm, seed: int, teacher: Future | None) -> list[dict[str, float]]:
         work_dir = out / f"{Path(arm.config).name}_seed{seed}"

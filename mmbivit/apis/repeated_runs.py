@@ -9,8 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbivit import config_path
+from mmbivit.checks import check_integer
 
-__all__ = ["mean_and_deviation", "read_evaluations", "train_once"]
+from .run_settings import check_seed
+
+__all__ = ["check_runs", "mean_and_deviation", "read_evaluations", "train_once"]
+
+
+def check_runs(seeds: Sequence[int], jobs: int) -> None:
+    """Raise a ValueError for a seed that numpy does not take, or for less than one run at a time."""
+    check_integer("--jobs", jobs, 1)
+    for seed in seeds:
+        check_seed("--seeds", seed)
 
 
 def train_once(

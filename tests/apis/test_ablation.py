@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from mmbivit import config_path
 from mmbivit.apis.ablation import ARMS, METRICS, markdown_table, run_arms
 
@@ -16,6 +18,12 @@ def test_table_of_finished_runs_has_mean_and_sample_deviation(tmp_path):
     results = run_arms([arm], [0, 1], tmp_path, tmp_path / "no_tool", tmp_path, tmp_path, jobs=1)
     row = markdown_table(results).splitlines()[-1]
     assert row == f"| {arm} " + "| 0.300 ± 0.141 " * 4 + "| 0.200, 0.400 |"  # sqrt(2 * 0.1**2 / 1)
+
+
+@pytest.mark.parametrize(("seeds", "jobs", "option"), [([0], 0, "--jobs"), ([0, -1], 1, "--seeds")])
+def test_impossible_runs_are_refused_before_the_first(tmp_path, seeds, jobs, option):
+    with pytest.raises(ValueError, match=option):
+        run_arms(list(ARMS), seeds, tmp_path, tmp_path / "no_tool", tmp_path, tmp_path, jobs)
 
 
 def test_every_arm_has_a_config():

@@ -63,6 +63,8 @@ def test_measures_loaders(cfg, images):
     rates = measure_loaders(cfg, images, batch_size=4, workers=0, repeats=2)
     assert {name: len(values) for name, values in rates.items()} == {"ours": 2, "timm": 2}
     assert min(min(values) for values in rates.values()) > 0
+    with pytest.raises(ValueError, match="--images=0"):
+        make_images(images, 0)
     with pytest.raises(ValueError, match="batch_size=16 is more than there are images"):
         measure_loaders(cfg, images, batch_size=16, workers=0, repeats=1)
 
