@@ -24,7 +24,7 @@ from .checkpoints import load_classifier
 from .config import inner_dataset, is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
-from .predict import check_run_options, find_images, refuse_packed_file
+from .predict import check_out_dir, check_run_options, find_images, refuse_packed_file
 
 __all__ = ["build_transform", "check_topk", "classify", "classify_files", "load_image", "predictions_table"]
 
@@ -68,6 +68,8 @@ def classify(
     cfg = load_config(config)
     if not is_classifier(cfg):
         raise ValueError(f"{config} is the config of a detector; classify() needs one of a classifier")
+    if out_dir is not None:
+        check_out_dir(out_dir)
     files = find_images(images, unique_names=out_dir is not None)
     cfg.model.topk = topk
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):

@@ -198,6 +198,8 @@ def classify_packed(
     """
     check_topk(topk)
     check_run_options(None, batch_size, max_pixels)
+    if out_dir is not None:
+        check_out_dir(out_dir)
     files = find_images(images, unique_names=out_dir is not None)
     model = load_packed(file, "classifier")
     model.topk = min(topk, model.head.out_features)

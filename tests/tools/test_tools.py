@@ -186,6 +186,7 @@ def test_bad_input_is_one_line_and_an_exit_code(
         ("test.py", "--out", "{config} no.pth --out {config}/o.pkl"),
         ("test.py", "--show-dir", "{config} no.pth --show-dir {config}/s"),
         ("predict.py", "--out-dir", "{config} no.pth no.jpg --out-dir {config}"),
+        ("predict.py", "--out-dir", "{classifier} no.pth no.jpg --out-dir {config}"),
         ("deployment/export_onnx.py", "OUT", "{config} no.pth {config}/o.onnx --size 8 8 --no-check"),
         ("deployment/export_packed.py", "OUT", "{config} no.pth {config}/o.safetensors"),
         ("model_converters/swin_to_mmbivit.py", "DST", "no.pth {config}/o.pth"),
@@ -196,9 +197,12 @@ def test_bad_input_is_one_line_and_an_exit_code(
         ("benchmarks/packed_inference.py", "--json", "--json {config}/o.json"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_found_first(monkeypatch, capsys, configs, tool, option, line):
+def test_an_output_that_cannot_be_written_is_found_first(
+    monkeypatch, capsys, configs, classifier_configs, tool, option, line
+):
     pytest.importorskip("onnxscript" if "onnx" in tool else "pytest")
-    assert call(monkeypatch, tool, *line.format(config=configs["float"]).split()) == 1
+    line = line.format(config=configs["float"], classifier=classifier_configs["float"])
+    assert call(monkeypatch, tool, *line.split()) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {option} {configs['float']}") and error.count("\n") == 1
 
