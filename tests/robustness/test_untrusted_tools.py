@@ -186,6 +186,8 @@ CLAIMING = {
     **{name: line for name, line in NAMED.items() if "options" not in name},
     "train.py resumed classifier": "{classifier} --resume {bad}",
     "train.py in the work dir": "{classifier} --resume",
+    "analysis_tools/plot.py detector": "balancing {binary} {bad} --out {out}/x.png",
+    "analysis_tools/report.py classifier": "{out} --no-eval --images 1",
 }
 SAVING = "train_cfg.max_epochs={} train_cfg.val_interval=1 default_hooks.checkpoint.interval=1"
 SAVING += " default_hooks.checkpoint.max_keep_ckpts=1 default_hooks.checkpoint.save_best=auto"
@@ -193,19 +195,22 @@ SAVING += " default_hooks.checkpoint.max_keep_ckpts=1 default_hooks.checkpoint.s
 
 @pytest.mark.parametrize("name", CLAIMING)
 def test_no_tool_runs_or_removes_what_a_checkpoint_names(
-    name, places, claiming, bad, trap, victims, tmp_path, monkeypatch
+    name, places, claiming, bad, trap, victims, float_classifier, monkeypatch
 ):
     """It is loaded, as it holds no code in pickle's sense; what becomes of the tool depends on the route."""
     is_classifier = "classifier" in name or name in ("deployment/export_onnx.py", "train.py in the work dir")
     claiming("classifier" if is_classifier else "detector", bad)
-    goes_on = "resumed" in name or "work dir" in name
-    options = ["--cfg-options", *SAVING.format(3 if goes_on else 2).split()] if "train.py" in name else []
+    succeeds = "resumed" in name or "work dir" in name or "report.py" in name
+    options = ["--cfg-options", *SAVING.format(3 if succeeds else 2).split()] if "train.py" in name else []
     if "work dir" in name:
         places["out"].mkdir()
         bad.rename(places["out"] / "epoch_2.pth")
+    if "report.py" in name:
+        shutil.copytree(float_classifier.parent, places["out"])
+        bad.rename(places["out"] / "epoch_2.pth")
     monkeypatch.setitem(NAMED, name, CLAIMING[name])
     code = run_tool(monkeypatch, name, places, *options)
-    assert code == 0 if goes_on else code in (0, 1)
+    assert code == 0 if succeeds else code in (0, 1)
     assert not trap.exists()
     assert sorted(victims[-1].iterdir()) == sorted(victims[:-1])
     assert all(path.read_text() == "precious" for path in victims[:-1])
