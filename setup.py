@@ -29,7 +29,7 @@ class BuildWithConfigs(build_py):
         target = Path(self.build_lib) / "mmbivit" / ".mim"
         for name in SHIPPED:
             if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
+                ignored = shutil.ignore_patterns("__pycache__", "benchmarks")  # which are for a checkout
                 shutil.copytree(ROOT / name, target / name, ignore=ignored, dirs_exist_ok=True)
             else:
                 shutil.copy2(ROOT / name, target / name)
@@ -73,7 +73,7 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
-    package_data={"mmbivit": ["py.typed"], "mmbivit.apis": ["templates/*.html"]},
+    package_data={"mmbivit": ["py.typed"], "mmbivit.report": ["templates/*.html"]},
     cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},
     ext_modules=[
         Extension(

@@ -35,6 +35,7 @@ _SUBPACKAGES = (
     "engine",
     "evaluation",
     "models",
+    "report",
 )
 _WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files", "uncaught")
 

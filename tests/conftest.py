@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import mmbivit  # noqa: F401  before any test imports mmdet: it stands in for mmcv's compiled operators
-from mmbivit.apis import train, train_config
-from tests.tiny import CLASSIFIER_CONFIGS, make_coco, make_image_folders, write_configs
+from mmbivit.apis import export_packed, train, train_config
+from tests.packed_files import trained
+from tests.tiny import CLASSES, CLASSIFIER_CONFIGS, make_coco, make_image_folders, write_configs
 
 # Two threads; one each where two processes of pytest share the cores, and in what those start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -83,3 +84,39 @@ def two_stage_run(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, P
     """The work dir of a detector that was trained for an epoch in each stage, with its sign flips logged."""
     work_dir = tmp_path_factory.mktemp("run") / "two_stage_run"
     return train_two_stages(configs["binary"], float_checkpoint, work_dir)
+
+
+@pytest.fixture(scope="module")
+def detector(configs, tmp_path_factory) -> tuple[torch.nn.Module, Path]:
+    """A detector with a binary backbone, and its checkpoint."""
+    path = tmp_path_factory.mktemp("detector") / "detector.pth"
+    return trained(configs["binary"], path, ("person",), "mmdet"), path
+
+
+@pytest.fixture(scope="module")
+def classifier(classifier_configs, tmp_path_factory) -> tuple[torch.nn.Module, Path]:
+    """A classifier with a binary backbone, and its checkpoint."""
+    path = tmp_path_factory.mktemp("classifier") / "classifier.pth"
+    return trained(classifier_configs["binary"], path, CLASSES, "mmengine"), path
+
+
+@pytest.fixture(scope="module")
+def detector_file(configs, detector) -> Path:
+    """The packed file of the detector."""
+    path = detector[1].with_name("detector.safetensors")
+    export_packed(configs["binary"], detector[1], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier_file(classifier_configs, classifier) -> Path:
+    """The packed file of the classifier."""
+    path = classifier[1].with_name("classifier.safetensors")
+    export_packed(classifier_configs["binary"], classifier[1], path)
+    return path
+
+
+@pytest.fixture
+def images(coco) -> list[Path]:
+    """The validation images."""
+    return sorted((coco / "val2017").iterdir())

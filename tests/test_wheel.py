@@ -26,7 +26,7 @@ with DefaultScope.overwrite_default_scope("mmdet"):
 sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1, 1), pad_shape=(64, 64)))
 with torch.no_grad():
     result = model(torch.randn(1, 3, 64, 64), [sample], mode="predict")[0].pred_instances
-from mmbivit.apis.page import Page, render
+from mmbivit.report.page import Page, render
 assert "<h1>title</h1>" in render(Page("title", "", [], ""))  # from the template in the wheel
 print(len(result.scores), "detections", model.backbone.stage)
 """
@@ -47,7 +47,10 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     shipped = {
         path.relative_to(site / "mmbivit" / ".mim").as_posix() for path in (site / "mmbivit" / ".mim").rglob("*.py")
     }
-    assert shipped == {p.relative_to(ROOT).as_posix() for d in ("configs", "tools") for p in (ROOT / d).rglob("*.py")}
+    files = {
+        path.relative_to(ROOT).as_posix() for folder in ("configs", "tools") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert shipped == {file for file in files if not file.startswith("tools/benchmarks/")}
 
     # A bare environment. PYTHONPATH does not read .pth files, so an editable install of the checkout is not seen.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)

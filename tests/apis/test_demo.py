@@ -13,9 +13,9 @@ from rich.console import Console
 
 from mmbivit import get_config
 from mmbivit.apis.demo import FULL, QUICK, Step, _run_logged, run_steps
-from mmbivit.apis.demo_report import draw_comparison, read_metrics, report_table
 from mmbivit.datasets import DigitScenes, make_digit_scenes
 from mmbivit.deploy import pack, save
+from mmbivit.report.demo import draw_comparison, read_metrics, report_table
 
 
 @pytest.fixture

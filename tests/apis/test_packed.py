@@ -37,7 +37,7 @@ from mmbivit.apis.packed_config import describe_detector, detector_builder
 from mmbivit.deploy import PackedSwinTransformer, load, pack, save
 from mmbivit.deploy.serialization import PackedFile, read_header
 from tests.apis.damaged_images import USABLE, check_problems, write_images
-from tests.apis.packed_files import content
+from tests.packed_files import content
 from tests.tiny import CLASSES
 
 TOOLS = Path(__file__).parents[2] / "tools" / "deployment"

@@ -12,7 +12,7 @@ import torch
 from mmbivit.apis.packed_trial import try_classifier, try_detector
 from mmbivit.deploy import load
 from mmbivit.deploy.serialization import read_header
-from tests.apis.packed_files import changed
+from tests.packed_files import changed
 
 REMOVED = object()
 

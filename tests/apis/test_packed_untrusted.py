@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmbivit.deploy import load
 from mmbivit.deploy.serialization import read_header
-from tests.apis.packed_files import changed
+from tests.packed_files import changed
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.serialization import read_header
 from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.conversion import convert_checkpoint
-from tests.apis.packed_files import changed, trained
 from tests.deploy.networks import binary_swin
+from tests.packed_files import changed, trained
 from tests.robustness.mutations import ROUNDS, limits, mutate_bytes, mutate_value, refused
 from tests.swin_weights import make_classifier, make_timm_swin
 from tests.tiny import CLASSES

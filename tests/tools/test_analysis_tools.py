@@ -98,7 +98,7 @@ def test_the_report_passes_every_option_on(monkeypatch, tmp_path, capsys):
         (tmp_path / "page.html").write_text("x" * 300_000)
         return tmp_path / "page.html"
 
-    monkeypatch.setattr("mmbivit.apis.report.write_report", write_report)
+    monkeypatch.setattr("mmbivit.report.write_report", write_report)
     options = "--out p.html --checkpoint c.pth --data-root d --float-checkpoint f.pth --images 2 --no-eval"
     assert call(monkeypatch, "analysis_tools/report.py", "w", *options.split()) == 0
     options = dict(checkpoint="c.pth", data_root="d", float_checkpoint="f.pth", num_images=2, evaluate=False)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def call(monkeypatch, tool: str, *args: object) -> int:
     """Run a tool in this process and return its exit code."""
+    monkeypatch.syspath_prepend(str((ROOT / "tools" / tool).parent))  # as Python does for a script
     monkeypatch.setattr(sys, "argv", [f"tools/{tool}", *map(str, args)])
     monkeypatch.delenv("MMBIVIT_DEBUG", raising=False)
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -6,7 +6,9 @@ from rich.console import Console
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
-from mmbivit.apis.complexity import (
+from mmbivit.apis.options import add_debug_option
+from mmbivit.files import check_writable
+from mmbivit.report.complexity import (
     check_format,
     complexity_table,
     config_complexity,
@@ -14,8 +16,6 @@ from mmbivit.apis.complexity import (
     total_records,
     write_complexity,
 )
-from mmbivit.apis.options import add_debug_option
-from mmbivit.files import check_writable
 
 SHOWN = ("module", "bits", "calls", "FLOPs", "BOPs", "parameters", "bytes")  # as a terminal is narrow
 

@@ -107,14 +107,14 @@ def parse_args() -> argparse.Namespace:
 
 def draw_balancing(args: argparse.Namespace) -> "Figure":
     """Draw balancing factors."""
-    from mmbivit.apis.plots.balancing import plot_balancing
+    from mmbivit.report.plots.balancing import plot_balancing
 
     return plot_balancing(args.config, args.checkpoint)
 
 
 def draw_attention(args: argparse.Namespace) -> "Figure":
     """Draw attention of student and teacher."""
-    from mmbivit.apis.plots.attention import plot_attention
+    from mmbivit.report.plots.attention import plot_attention
 
     query = None if args.query is None else tuple(args.query)
     options = dict(block=args.block, query=query, teacher_checkpoint=args.teacher_checkpoint)
@@ -123,28 +123,28 @@ def draw_attention(args: argparse.Namespace) -> "Figure":
 
 def draw_activations(args: argparse.Namespace) -> "Figure":
     """Draw what is binarized."""
-    from mmbivit.apis.plots.activations import plot_activations
+    from mmbivit.report.plots.activations import plot_activations
 
     return plot_activations(args.config, args.checkpoint, args.images, block=args.block)
 
 
 def draw_flips(args: argparse.Namespace) -> "Figure":
     """Draw flips of signs."""
-    from mmbivit.apis.plots.flips import plot_flips
+    from mmbivit.report.plots.flips import plot_flips
 
     return plot_flips(args.work_dir)
 
 
 def draw_curves(args: argparse.Namespace) -> "Figure":
     """Draw training curves."""
-    from mmbivit.apis.plots.curves import plot_curves
+    from mmbivit.report.plots.curves import plot_curves
 
     return plot_curves(args.work_dir, keys=args.keys)
 
 
 def draw_detections(args: argparse.Namespace) -> "Figure":
     """Draw detections of several detectors."""
-    from mmbivit.apis.plots.detections import plot_detections
+    from mmbivit.report.plots.detections import plot_detections
 
     models = [tuple(model) for model in args.model]
     return plot_detections(args.images, models, annotations=args.annotations, score_thr=args.score_thr)
@@ -153,7 +153,7 @@ def draw_detections(args: argparse.Namespace) -> "Figure":
 def draw_interaction(args: argparse.Namespace) -> "Figure":
     """Draw spatial interaction, and print its table."""
     from mmbivit.analysis.figures.interaction import interaction_figure
-    from mmbivit.apis.plots.interaction import interaction_table, measure_interaction
+    from mmbivit.report.plots.interaction import interaction_table, measure_interaction
 
     capability = measure_interaction(args.config, None if args.shape is None else tuple(args.shape))
     Console().print(interaction_table(capability))
@@ -163,7 +163,7 @@ def draw_interaction(args: argparse.Namespace) -> "Figure":
 def draw_conflict(args: argparse.Namespace) -> "Figure":
     """Draw the conflict of gradients, and print its table."""
     from mmbivit.analysis.figures.conflict import conflict_figure
-    from mmbivit.apis.plots.conflict import conflict_table, measure_conflict
+    from mmbivit.report.plots.conflict import conflict_table, measure_conflict
 
     options = dict(batches=args.batches, seed=args.seed, data_root=args.data_root)
     options["teacher_checkpoint"] = args.teacher_checkpoint

@@ -5,7 +5,7 @@ import argparse
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
-from mmbivit.apis.report import write_report
+from mmbivit.report import write_report
 
 
 def parse_args() -> argparse.Namespace:

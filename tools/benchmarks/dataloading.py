@@ -8,8 +8,8 @@ from pathlib import Path
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit import get_config
 from mmbivit.apis import user_errors
-from mmbivit.apis.dataloading_benchmark import make_images, markdown_table, measure_loaders, measure_steps
 from mmbivit.apis.options import add_debug_option
+from mmbivit_benchmarks.dataloading import make_images, markdown_table, measure_loaders, measure_steps
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
-from mmbivit.apis.ablation import ARMS, markdown_table, run_arms
 from mmbivit.apis.options import add_debug_option
+from mmbivit_benchmarks.ablation import ARMS, markdown_table, run_arms
 
 
 def parse_args() -> argparse.Namespace:

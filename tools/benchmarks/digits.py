@@ -6,9 +6,9 @@ from pathlib import Path
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
-from mmbivit.apis.digits_benchmark import draw_curves, markdown_table, run_arms
 from mmbivit.apis.options import add_debug_option
 from mmbivit.datasets import make_digit_folders
+from mmbivit_benchmarks.digits import draw_curves, markdown_table, run_arms
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,8 +11,8 @@ from rich.console import Console
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
-from mmbivit.apis.packed_benchmark import DETECTION, RUNTIMES, make_report, run_benchmark
 from mmbivit.files import check_writable
+from mmbivit_benchmarks.packed import DETECTION, RUNTIMES, make_report, run_benchmark
 
 SIZES = [(1, 224, 224), (8, 224, 224), DETECTION]
 WIDTH = 132  # of tables, also in a pipe

@@ -9,7 +9,7 @@ from rich.console import Console
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
-from mmbivit.apis.soak import problems, read_attempts, soak, summary_table
+from mmbivit_benchmarks.soak import problems, read_attempts, soak, summary_table
 
 
 def parse_args() -> argparse.Namespace:

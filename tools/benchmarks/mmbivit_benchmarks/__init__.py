@@ -1,0 +1,1 @@
+"""Benchmarks and the soak, whose modules lie beside their tools."""

@@ -1,0 +1,69 @@
+"""Trainings with several seeds by ``tools/train.py``, each in a process with one thread, and what they logged."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmbivit import config_path
+from mmbivit.apis.run_settings import check_seed
+from mmbivit.checks import check_integer
+
+__all__ = ["check_runs", "mean_and_deviation", "read_evaluations", "train_once"]
+
+
+def check_runs(seeds: Sequence[int], jobs: int) -> None:
+    """Raise a ValueError for a seed that numpy does not take, or for less than one run at a time."""
+    check_integer("--jobs", jobs, 1)
+    for seed in seeds:
+        check_seed("--seeds", seed)
+
+
+def train_once(
+    train_tool: Path, config: str, work_dir: Path, options: Sequence[object], metric: str
+) -> list[dict[str, float]]:
+    """Train a config, unless that is done already, and return its evaluations.
+
+    Args:
+        train_tool: path of ``tools/train.py``.
+        config: name of a config of ours.
+        work_dir: where the run goes; ``evaluations.json`` in it says that it is done.
+        options: further options of the tool.
+        metric: what every evaluation has, such as ``accuracy/top1``.
+
+    Returns:
+        The rows that MMEngine logged for the evaluations, in their order.
+
+    Raises:
+        RuntimeError: if the run fails or logs no evaluation; it names the log.
+    """
+    done = work_dir / "evaluations.json"
+    if not done.is_file():
+        work_dir.mkdir(parents=True, exist_ok=True)
+        line = [
+            str(word) for word in (sys.executable, train_tool, config_path(config), "--work-dir", work_dir, *options)
+        ]
+        with open(work_dir / "log.txt", "w") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            result = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        evaluations = read_evaluations(work_dir, metric)
+        if result.returncode or not evaluations:
+            raise RuntimeError(f"training {config} failed or logged no {metric}; its log is {work_dir / 'log.txt'}")
+        done.write_text(json.dumps(evaluations))
+    return json.loads(done.read_text())
+
+
+def read_evaluations(work_dir: Path, metric: str) -> list[dict[str, float]]:
+    """Return the rows with ``metric`` of the newest log in a work dir."""
+    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    rows = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
+    return [row for row in rows if metric in row]
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Format the mean and, of several values, the sample standard deviation: ``0.300 ± 0.141``."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
