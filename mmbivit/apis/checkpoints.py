@@ -12,12 +12,13 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmbivit.checks import did_you_mean
+from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.engine.checkpoint_fields import drop_configs
 from mmbivit.models import ImageClassifier
 from mmbivit.models.checkpoint import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, load_pretrained
 from mmbivit.models.keys import find_state_dict
 
-from .config import inner_dataset, is_classifier
+from .config import is_classifier
 
 __all__ = ["fetch_checkpoints", "load_classifier", "load_detector", "load_trained_model", "use_safe_loading"]
 

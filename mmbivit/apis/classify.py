@@ -18,10 +18,11 @@ from rich.text import Text
 from torch import Tensor
 
 from mmbivit.datasets.timm_dataset import to_rgb
+from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models.classifier import ImageClassifier
 
 from .checkpoints import load_classifier
-from .config import inner_dataset, is_classifier, load_config
+from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
 from .predict import check_out_dir, check_run_options, find_images, refuse_packed_file

@@ -13,9 +13,10 @@ from mmengine.fileio import YamlHandler, register_handler
 from mmengine.runner import Runner
 
 from mmbivit.checks import did_you_mean
+from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import check_writable
 
-__all__ = ["inner_dataset", "is_classifier", "load_config", "refuse_options", "set_work_dir"]
+__all__ = ["is_classifier", "load_config", "refuse_options", "set_work_dir"]
 
 # Our configs take these variables as the place of a checkpoint, with a default: '{{$VARIABLE:default}}'.
 CHECKPOINT_VARIABLES = {
@@ -201,13 +202,6 @@ def refuse_options(cfg: Config, **options: Any) -> None:
     for name, value in options.items():
         if value is not None and value is not False:
             raise ValueError(f"--{name.replace('_', '-')} is for {other}, and {cfg.filename} is the config of {this}")
-
-
-def inner_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of the data set inside wrappers such as ``RepeatDataset``."""
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-    return dataset
 
 
 @contextmanager

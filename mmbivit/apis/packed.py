@@ -13,14 +13,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mmbivit.deploy import load, pack, save
-from mmbivit.deploy.serialization import SUFFIX, read_header
+from mmbivit.deploy.header import SUFFIX, read_header
+from mmbivit.deploy.whole_models import PACKED_BACKBONE
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
 from .classify import check_topk, classify_files
 from .config import load_config
 from .images import MAX_PIXELS
-from .packed_config import PACKED_BACKBONE
 from .predict import (
     check_out_dir,
     check_run_options,

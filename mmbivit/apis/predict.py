@@ -15,11 +15,12 @@ from torch import nn
 from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.checks import check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
-from mmbivit.deploy.serialization import SUFFIX
+from mmbivit.datasets.wrappers import inner_dataset
+from mmbivit.deploy.header import SUFFIX
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model, use_safe_loading
-from .config import inner_dataset, is_classifier, load_config
+from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
 

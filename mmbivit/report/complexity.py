@@ -17,8 +17,9 @@ from torch import nn
 
 import mmbivit
 from mmbivit.analysis import Complexity, complexity
-from mmbivit.apis.config import inner_dataset, is_classifier, load_config
+from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.checks import check_integers
+from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import atomic_writer
 from mmbivit.models.stage import StagedModule
 

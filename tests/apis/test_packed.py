@@ -33,9 +33,9 @@ from mmbivit.apis import (
     predict,
 )
 from mmbivit.apis.packed import load_into, use_packed_backbone
-from mmbivit.apis.packed_config import describe_detector, detector_builder
 from mmbivit.deploy import PackedSwinTransformer, load, pack, save
-from mmbivit.deploy.serialization import PackedFile, read_header
+from mmbivit.deploy.header import PackedFile, read_header
+from mmbivit.deploy.whole_models import describe_detector, detector_builder
 from tests.apis.damaged_images import USABLE, check_problems, write_images
 from tests.packed_files import content
 from tests.tiny import CLASSES

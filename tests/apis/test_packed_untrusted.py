@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmbivit.deploy import load
-from mmbivit.deploy.serialization import read_header
+from mmbivit.deploy.header import read_header
 from tests.packed_files import changed
 
 

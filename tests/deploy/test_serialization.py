@@ -18,7 +18,7 @@ from torch import nn
 
 import mmbivit
 from mmbivit.deploy import PackedSwinTransformer, load, pack, save
-from mmbivit.deploy.serialization import read_header
+from mmbivit.deploy.header import read_header
 from mmbivit.models import BinarySwinTransformer
 
 

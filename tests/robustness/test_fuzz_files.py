@@ -24,7 +24,7 @@ from mmbivit.apis.checkpoints import load_classifier
 from mmbivit.apis.config import load_config
 from mmbivit.apis.options import ConfigOptions
 from mmbivit.deploy import load, pack, save
-from mmbivit.deploy.serialization import read_header
+from mmbivit.deploy.header import read_header
 from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.conversion import convert_checkpoint
 from tests.deploy.networks import binary_swin

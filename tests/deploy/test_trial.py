@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmbivit.apis.packed_trial import try_classifier, try_detector
 from mmbivit.deploy import load
-from mmbivit.deploy.serialization import read_header
+from mmbivit.deploy.header import read_header
+from mmbivit.deploy.trial import try_classifier, try_detector
 from tests.packed_files import changed
 
 REMOVED = object()

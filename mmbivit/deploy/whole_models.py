@@ -18,12 +18,20 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope, Registry
 from torch import nn
 
-from mmbivit.deploy.serialization import MAX_NUMBER, PackedFile
+from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models import ClassificationPreprocessor, ImageClassifier
 
-from .config import inner_dataset
+from .header import MAX_NUMBER, PackedFile
 
-__all__ = ["PACKED_BACKBONE", "classifier_builder", "describe_classifier", "describe_detector", "detector_builder"]
+__all__ = [
+    "BUILDERS",
+    "DESCRIBERS",
+    "PACKED_BACKBONE",
+    "classifier_builder",
+    "describe_classifier",
+    "describe_detector",
+    "detector_builder",
+]
 
 PACKED_BACKBONE = "mmbivit.PackedSwinTransformer"
 
@@ -404,3 +412,8 @@ def _decoded(value: Any) -> Any:
             return tuple(map(_decoded, value[_TUPLE]))
         return {key: _decoded(child) for key, child in value.items()}
     return [_decoded(child) for child in value] if isinstance(value, list) else value
+
+
+# By the kind of model that a file holds.
+DESCRIBERS = dict(classifier=describe_classifier, detector=describe_detector)
+BUILDERS = dict(classifier=classifier_builder, detector=detector_builder)

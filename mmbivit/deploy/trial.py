@@ -22,9 +22,9 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from PIL import Image
 from torch import Tensor, nn
 
-from mmbivit.deploy.serialization import PackedFile
+from .header import PackedFile
 
-__all__ = ["try_classifier", "try_detector"]
+__all__ = ["TRIALS", "try_classifier", "try_detector"]
 
 # Pixels along a side, from the cheapest on: some detectors halve an image often, or choose many of its positions.
 _SIDES = (64, 256, 512)
@@ -195,3 +195,6 @@ def _part(model: nn.Module, error: Exception) -> str:
     names = {id(module): f".{name}" for name, module in model.named_modules() if name and "backbone" not in name}
     objects = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((names[found] for found in reversed(objects) if found in names), "")
+
+
+TRIALS = dict(classifier=try_classifier, detector=try_detector)

@@ -1,0 +1,156 @@
+"""What the header of a packed file says: read with limits, and not to be trusted before the file is loaded."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from mmbivit import __version__
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "KINDS",
+    "MAX_NUMBER",
+    "SUFFIX",
+    "PackedFile",
+    "open_packed",
+    "parse_header",
+    "read_header",
+]
+
+FORMAT = "mmbivit.packed"
+FORMAT_VERSION = 1
+KINDS = ("backbone", "classifier", "detector")
+SUFFIX = ".safetensors"
+# What a whole model has beside the backbone's architecture; each is JSON.
+_DESCRIPTION = ("model", "dataset_meta", "pipeline")
+
+_MAX_JSON = 2**20  # characters; far more than the config of any detector
+_MAX_DEPTH = 24
+# Of any number in the metadata: no layer is as wide, and what allocates by a number before its tensors are compared
+# with the file's stays small.
+MAX_NUMBER = 10**6
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """What the header of a packed file says; nothing of it is to be trusted before :func:`load` has checked it.
+
+    Attributes:
+        path: the file.
+        kind: ``backbone``, ``classifier`` or ``detector``.
+        mmbivit_version: version that wrote the file.
+        architecture: arguments of :class:`PackedSwinTransformer`.
+        model: what is around the backbone, ``None`` in a file of a backbone.
+        dataset_meta: names of classes and their colours, where known.
+        pipeline: the transforms of test images, where known.
+        tensors: dtype (safetensors' name of it) and shape of each tensor.
+    """
+
+    path: Path
+    kind: str
+    mmbivit_version: str
+    architecture: dict[str, Any]
+    model: dict[str, Any] | None
+    dataset_meta: dict[str, Any] | None
+    pipeline: list[dict[str, Any]] | None
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_header(path: str | Path) -> PackedFile:
+    """Read what a packed file says of itself, without its tensors.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is no packed file that this version can read.
+    """
+    with open_packed(path) as file:
+        return parse_header(Path(path), file)
+
+
+@contextmanager
+def open_packed(path: str | Path) -> Iterator[Any]:
+    """Open a file whose header safetensors has compared with its length."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"packed file {path} does not exist")
+    try:
+        file = safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        with Path(path).open("rb") as head:
+            if head.read(2) == b"PK":
+                reason = "it is a checkpoint of PyTorch"
+        raise ValueError(
+            f"{path} is no packed file, or not all of one ({reason}); make one with tools/deployment/export_packed.py"
+        ) from error
+    with file as opened:
+        yield opened
+
+
+def parse_header(path: Path, file: Any) -> PackedFile:
+    """Read the header of a file from :func:`open_packed`; raises a ValueError as :func:`read_header` does."""
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is a safetensors file, but no packed network: its metadata lacks format={FORMAT!r}; "
+            "make one with tools/deployment/export_packed.py"
+        )
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or not 1 <= int(version[:9]) <= FORMAT_VERSION:
+        newer = version.isdecimal() and int(version[:9]) > FORMAT_VERSION
+        hint = f"update mmbivit ({__version__} here), or export the network again" if newer else "export it again"
+        raise ValueError(f"{path} has format version {version[:9]!r}, this mmbivit reads {FORMAT_VERSION}: {hint}")
+    kind = metadata.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{path} says that it is a {kind!r}; expected {', '.join(KINDS)}")
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
+    return PackedFile(
+        path=path,
+        kind=kind,
+        mmbivit_version=metadata.get("mmbivit_version", "unknown"),
+        architecture=_parse(path, metadata, "architecture", dict),
+        model=_parse(path, metadata, "model", dict) if kind != "backbone" else None,
+        dataset_meta=_parse(path, metadata, "dataset_meta", dict, None),
+        pipeline=_parse(path, metadata, "pipeline", list, None),
+        tensors={name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()},
+    )
+
+
+def _parse(path: Path, metadata: dict[str, str], name: str, expected: type, *default: None) -> Any:
+    """Return an entry of the metadata, of which only its type is checked and that it is no more than plain JSON."""
+    text = metadata.get(name)
+    if text is None and default:
+        return default[0]
+    try:
+        if text is None or len(text) > _MAX_JSON:
+            raise ValueError("it is missing" if text is None else f"it is longer than {_MAX_JSON} characters")
+        value = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_number)
+        if _depth(value) > _MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
+        if not isinstance(value, expected):
+            raise ValueError(f"it is a {type(value).__name__}, expected a {expected.__name__}")
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged, its {name!r} cannot be read: {reason}; export it again") from error
+    return value
+
+
+def _integer(text: str) -> int:
+    return int(_number(text))
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not abs(value) <= MAX_NUMBER:  # not a number fails too
+        raise ValueError(f"the number {text[:20]} is out of range")
+    return value
+
+
+def _depth(value: Any) -> int:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, children), default=0)
