@@ -28,7 +28,7 @@ install: $(STAMP)
 
 $(STAMP): EXTRAS := onedl,demo,dev,benchmark
 $(OPENMMLAB_STAMP): EXTRAS := openmmlab,demo,dev
-$(STAMP) $(OPENMMLAB_STAMP): setup.py pyproject.toml $(wildcard mmbivit/deploy/csrc/*)
+$(STAMP) $(OPENMMLAB_STAMP): setup.py pyproject.toml $(wildcard mmbivit/packed/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "mmbivit needs Python 3.10 or later; name one with: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(@D)

@@ -12,7 +12,7 @@ from setuptools.errors import CompileError, LinkError
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "mmbivit" / "__init__.py").read_text(), re.MULTILINE)[1]
 SHIPPED = ("configs", "tools", "model-index.yml")
-KERNELS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "mmbivit" / "deploy" / "csrc").iterdir())
+KERNELS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "mmbivit" / "packed" / "csrc").iterdir())
 
 
 class BuildWithConfigs(build_py):
@@ -77,7 +77,7 @@ setup(
     cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},
     ext_modules=[
         Extension(
-            "mmbivit.deploy._kernels",
+            "mmbivit.packed._kernels",
             sources=[path for path in KERNELS if path.endswith(".cpp")],
             depends=KERNELS,
             language="c++",

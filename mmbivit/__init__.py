@@ -1,7 +1,8 @@
 """SI-BiViT for MMDetection: detectors with 1-bit Swin backbones, trained in two stages and run packed.
 
 ``import mmbivit`` is light: it imports neither torch nor any MM library. Sub-packages load on first use, as
-``mmbivit.deploy`` or ``import mmbivit.deploy``; ``binary`` and ``deploy`` need only torch, the others MMDetection.
+``mmbivit.deploy`` or ``import mmbivit.deploy``; ``binary``, ``packed`` and ``deploy`` need only torch, the others
+MMDetection.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ _SUBPACKAGES = (
     "engine",
     "evaluation",
     "models",
+    "packed",
     "report",
 )
-_WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files", "uncaught")
+_WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files", "packed", "uncaught")
 
 check_dependencies = compat.check_dependencies
 

@@ -87,9 +87,9 @@ def _device() -> str:
 
 def _packed_kernels() -> str:
     try:
-        from mmbivit.deploy import kernels
+        from mmbivit.packed import kernels
     except Exception as error:  # torch or safetensors are missing or broken, which is reported above
-        return f"unknown: mmbivit.deploy cannot be imported ({error})"
+        return f"unknown: mmbivit.packed cannot be imported ({error})"
     if kernels.available_paths() == (kernels.REFERENCE,):
         return "slow torch reference: no native kernels; install mmbivit again where there is a C++ compiler"
     return f"native kernels, {kernels.active_path()} of {', '.join(kernels.available_paths())}"

@@ -147,7 +147,7 @@ def test_options_are_refused(capsys):
 
 
 def test_tells_how_packed_networks_run(monkeypatch):
-    from mmbivit.deploy import kernels
+    from mmbivit.packed import kernels
 
     facts = dict(doctor.diagnose().facts)
     assert kernels.available_paths()[0] in facts["packed networks"]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
-from .modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention
-from .packing import pack_signs, pack_weight, pad_channels, padded
-from .swin import PackedBlock, PackedSwinTransformer
+from mmbivit.packed.folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
+from mmbivit.packed.modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention
+from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, padded
+from mmbivit.packed.swin import PackedBlock, PackedSwinTransformer
 
 if TYPE_CHECKING:
     from mmbivit.models import BinarySwinTransformer

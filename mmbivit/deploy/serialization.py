@@ -20,9 +20,9 @@ from torch.nn.modules import module as registration
 
 from mmbivit import __version__, compat
 from mmbivit.files import atomic_writer
+from mmbivit.packed.swin import PackedSwinTransformer
 
 from .header import FORMAT, FORMAT_VERSION, SUFFIX, PackedFile, open_packed, parse_header
-from .swin import PackedSwinTransformer
 
 __all__ = ["load", "save"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmbivit.binary import BinaryLinear
 from mmbivit.checks import check_integer
-from mmbivit.deploy.packing import pack_signs, unpack_signs
+from mmbivit.packed.packing import pack_signs, unpack_signs
 from mmbivit.registry import HOOKS
 
 from .checkpoint_fields import SIGNS_KEY

@@ -1,12 +1,14 @@
 """Backbones with 1-bit weights and activations, registered in scope ``mmbivit``."""
 
+from mmbivit.packed import PackedSwinTransformer
+from mmbivit.registry import MODELS
+
 from .arch import ARCHITECTURES
 from .attention import WindowAttention
 from .checkpoint import load_checkpoint_file, load_pretrained, trust_checkpoints
 from .classifier import ImageClassifier
 from .layout import WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
-from .packed import PackedSwinTransformer
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule
 from .swin import BinarySwinTransformer
@@ -29,3 +31,5 @@ __all__ = [
     "trust_checkpoints",
     "use_cpu_sync_batch_norm",
 ]
+
+MODELS.register_module(module=PackedSwinTransformer)  # whose own package needs torch alone, and so knows no registry

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from mmbivit.binary import BinaryLinear
-from mmbivit.deploy import kernels
+from mmbivit.packed import kernels
 from mmbivit_benchmarks.packed import make_report, memory, run, timing
 from mmbivit_benchmarks.packed.kernels import breakdown, gemm_layers, measure_gemm
 from mmbivit_benchmarks.packed.networks import make_networks

@@ -9,11 +9,12 @@ from torch import nn
 
 from mmbivit.apis import load_config
 from mmbivit.binary import BinaryLinear
-from mmbivit.deploy import PackedSwinTransformer, kernels, pack
-from mmbivit.deploy.folding import fold_linear
-from mmbivit.deploy.packing import pack_signs, pack_weight
-from mmbivit.deploy.reference import window_tokens
+from mmbivit.deploy import PackedSwinTransformer, pack
 from mmbivit.models import BinarySwinTransformer, ImageClassifier
+from mmbivit.packed import kernels
+from mmbivit.packed.folding import fold_linear
+from mmbivit.packed.packing import pack_signs, pack_weight
+from mmbivit.packed.reference import window_tokens
 from tests.deploy.networks import binary_swin, randomise
 
 ALL_PATHS = kernels.available_paths()

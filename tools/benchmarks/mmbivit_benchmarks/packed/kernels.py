@@ -83,7 +83,8 @@ def breakdown(network: Network, shape: Shape, runs: int, threads: int) -> dict[s
         the rest of the wall time, Python and threads that wait. Or why there is none.
     """
     try:
-        from mmbivit.deploy import kernels, pack
+        from mmbivit.deploy import pack
+        from mmbivit.packed import kernels
 
         packed = pack(network.model)
     except Exception as error:  # whatever is wrong with it: the rest of the benchmark goes on

@@ -120,7 +120,7 @@ def describe_machine(threads: int) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             facts[package] = version(package)
     with suppress(ImportError):
-        from mmbivit.deploy import kernels
+        from mmbivit.packed import kernels
 
         facts["packed kernels"] = f"{kernels.active_path()} of {', '.join(kernels.available_paths())}"
     return facts

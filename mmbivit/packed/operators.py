@@ -4,8 +4,8 @@ They are ``torch.ops.mmbivit.*``, with fake implementations, so ``torch.compile`
 
 ``in_affine`` is ``(2, K)``, gain and shift of what is signed, ``Sign(gain * x + shift)``: a norm and a threshold in
 one. ``out_affine`` is ``(2, N)``, scale and bias of an accumulator. ``thresholds`` are those of
-:func:`mmbivit.deploy.thresholds.count_thresholds`. All are padded to whole blocks of 16 channels, weights and bits are
-laid out as in :mod:`mmbivit.deploy.packing`.
+:func:`mmbivit.packed.thresholds.count_thresholds`. All are padded to whole blocks of 16 channels, weights and bits are
+laid out as in :mod:`mmbivit.packed.packing`.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmbivit.deploy.packing import pack_signs, pack_weight, pad_channels, unpack_signs, unpack_weight
+from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, unpack_signs, unpack_weight
 
 WIDTHS = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129)
 

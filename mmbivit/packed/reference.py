@@ -1,6 +1,6 @@
 """The operators of packed networks in plain torch: slow, readable, and the specification of the native kernels.
 
-Arguments and results are those of the custom operators in :mod:`mmbivit.deploy.operators`, which documents them.
+Arguments and results are those of the custom operators in :mod:`mmbivit.packed.operators`, which documents them.
 """
 
 import torch

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RPReLU
-from mmbivit.deploy import PackedLinear, kernels, operators, pack
-from mmbivit.deploy.packing import pack_signs, pack_weight, pad_channels, unpack_signs
+from mmbivit.deploy import pack
+from mmbivit.packed import PackedLinear, kernels, operators
+from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, unpack_signs
 from tests.deploy.networks import binary_swin, randomise
 
 OPS = torch.ops.mmbivit
@@ -266,7 +267,7 @@ def run_python(code: str, **environment) -> str:
 
 
 def test_variable_chooses_the_path_of_a_process():
-    code = "from mmbivit.deploy import kernels; print(kernels.active_path())"
+    code = "from mmbivit.packed import kernels; print(kernels.active_path())"
     name = kernels.available_paths()[-2:][0]
     assert run_python(code, MMBIVIT_KERNELS=name).strip() == name
 

@@ -1,7 +1,7 @@
 """The layers of a packed network: parameters as bits, integer thresholds and folded scales, and one operator each.
 
 They are made by :func:`mmbivit.deploy.pack` or filled from a file; all their tensors are buffers. The order of work:
-:mod:`mmbivit.deploy.operators` defines the operators, :mod:`mmbivit.deploy.folding` computes what they take.
+:mod:`mmbivit.packed.operators` defines the operators, :mod:`mmbivit.packed.folding` computes what they take.
 """
 
 from collections.abc import Sequence
