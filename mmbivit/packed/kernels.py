@@ -60,6 +60,16 @@ MlpArgs = _struct(
 
 EmbedArgs = _struct("EmbedArgs", "images weight bias out", "batch in_channels height width patch channels")
 MapArgs = _struct("MapArgs", "x gain shift out", "batch tokens channels")
+# The order of `mmbivit_args_size` in csrc/api.cpp.
+ARGS = (PackArgs, MatmulArgs, LinearArgs, MergeArgs, AttentionArgs, MlpArgs, EmbedArgs, MapArgs)
+
+
+def _is_of_this_version(library: ctypes.CDLL) -> bool:
+    """Whether a library takes the structs of this module, as it does where both were installed together."""
+    if not hasattr(library, "mmbivit_args_size"):
+        return False
+    library.mmbivit_args_size.restype = ctypes.c_int64
+    return [library.mmbivit_args_size(i) for i in range(len(ARGS))] == list(map(ctypes.sizeof, ARGS))
 
 
 class Kernels:
@@ -90,6 +100,9 @@ class Kernels:
                 library = ctypes.CDLL(str(file))
             except OSError as error:
                 warnings.warn(f"mmbivit's native kernels cannot be loaded: {error}", stacklevel=2)
+                return None
+            if not _is_of_this_version(library):
+                warnings.warn(f"{file.name} is of another version of mmbivit: install mmbivit again", stacklevel=2)
                 return None
             library.mmbivit_path_name.restype = ctypes.c_char_p
             return library

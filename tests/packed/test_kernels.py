@@ -1,6 +1,7 @@
 """The operators on every code path against independent references: integers exactly, floats closely."""
 
 import copy
+import ctypes
 import os
 import subprocess
 import sys
@@ -295,6 +296,16 @@ def test_deploy_needs_torch_alone():
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'mmdet', 'mmengine', 'mmcv', 'timm'}))"
     )
     assert run_python(code).strip() == "[]"
+
+
+@pytest.mark.skipif(kernels.KERNELS.library is None, reason="needs the native kernels")
+def test_an_extension_of_another_version_is_not_used(monkeypatch):
+    """Its functions would read arguments at other places."""
+    assert kernels.Kernels().paths
+    longer = type("MlpArgs", (kernels.MlpArgs,), {"_fields_": [("new", ctypes.c_int64)]})
+    monkeypatch.setattr(kernels, "ARGS", (*kernels.ARGS[:5], longer, *kernels.ARGS[6:]))
+    with pytest.warns(UserWarning, match="is of another version of mmbivit"):
+        assert kernels.Kernels().paths == {}
 
 
 def test_without_the_extension_one_warning_says_how_to_get_it(monkeypatch):

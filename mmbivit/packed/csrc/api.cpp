@@ -75,6 +75,13 @@ double mmbivit_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Sizes of the arguments, in the order of the functions below: kernels.py compares its own structs with them.
+EXPORT int64_t mmbivit_args_size(int function) {
+    const size_t sizes[] = {sizeof(PackArgs),      sizeof(MatmulArgs), sizeof(LinearArgs), sizeof(MergeArgs),
+                            sizeof(AttentionArgs), sizeof(MlpArgs),    sizeof(EmbedArgs),  sizeof(MapArgs)};
+    return (int64_t)sizes[function];
+}
+
 EXPORT int mmbivit_path_count() { return (int)(sizeof PATHS / sizeof *PATHS); }
 EXPORT const char* mmbivit_path_name(int path) { return PATHS[path]->name; }
 
