@@ -28,6 +28,7 @@ _SUBPACKAGES = (
     "analysis",
     "apis",
     "binary",
+    "checkpoints",
     "compat",
     "datasets",
     "deploy",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmbivit.models.checkpoint import load_checkpoint_file
+from mmbivit.checkpoints import load_checkpoint_file
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 12  # six passes through four images, two in each batch

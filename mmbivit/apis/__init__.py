@@ -5,7 +5,8 @@ A tool reads options, makes a config of them (:func:`train_config`, :func:`evalu
 made by :func:`export_packed` and used by :func:`detect_packed` and :func:`classify_packed`.
 """
 
-from .checkpoints import use_safe_loading
+from mmbivit.checkpoints import use_safe_loading
+
 from .classify import classify, predictions_table
 from .config import is_classifier, load_config, refuse_options
 from .errors import UnusableImagesError, user_errors

@@ -14,14 +14,14 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmbivit.analysis.figures.style import without_formulas
+from mmbivit.checkpoints import checkpoint_path, use_safe_loading
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.engine import WorkerEndHook
 from mmbivit.engine.unwrapping import unwrapped_model
 from mmbivit.files import check_writable
-from mmbivit.models.checkpoint import checkpoint_path
 
-from .checkpoints import load_classifier, load_detector, use_safe_loading
+from .checkpoints import load_classifier, load_detector
 from .config import is_classifier, load_config, refuse_options, set_work_dir
 from .device import distributed, set_launcher
 from .packed import load_into, load_packed, use_packed_backbone

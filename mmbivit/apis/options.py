@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from mmbivit.models.checkpoint import trust_checkpoints
+from mmbivit.checkpoints import trust_checkpoints
 
 from .images import MAX_PIXELS
 

@@ -13,13 +13,14 @@ from rich.progress import track
 from torch import nn
 
 from mmbivit.analysis.figures.style import without_formulas
+from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.deploy.header import SUFFIX
 from mmbivit.files import check_writable
 
-from .checkpoints import load_trained_model, use_safe_loading
+from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable

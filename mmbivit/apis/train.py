@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from mmbivit.checkpoints import use_safe_loading
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import (
     NonFiniteHook,
@@ -25,7 +26,7 @@ from mmbivit.engine import (
     find_resumable_checkpoint,
 )
 
-from .checkpoints import fetch_checkpoints, use_safe_loading
+from .checkpoints import fetch_checkpoints
 from .config import load_config, set_work_dir
 from .device import PeakMemoryHook, distributed, enable_amp, set_launcher
 from .run import build_runner

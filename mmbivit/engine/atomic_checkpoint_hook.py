@@ -14,8 +14,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.files import atomic_writer, remove_parts
-from mmbivit.models.checkpoint import load_checkpoint_file
 from mmbivit.registry import HOOKS
 
 from .checkpoint_fields import GRADIENTS_KEY

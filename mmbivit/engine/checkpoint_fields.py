@@ -11,9 +11,11 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmbivit.checkpoints.content import value_at
+
 from .unwrapping import optim_wrappers, unwrapped_model
 
-__all__ = ["GRADIENTS_KEY", "SIGNS_KEY", "UNITS_KEY", "check_fits_run", "drop_configs", "why_not_resumable"]
+__all__ = ["GRADIENTS_KEY", "SIGNS_KEY", "UNITS_KEY", "check_fits_run", "why_not_resumable"]
 
 # Fields of our own hooks.
 GRADIENTS_KEY = "accumulated_gradients"
@@ -26,19 +28,6 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _NEEDED = ("meta", "message_hub", "optimizer")
 
 
-def drop_configs(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Remove the texts that MMEngine would run as Python configs, in place, and return the checkpoint.
-
-    ``Runner.resume`` runs ``meta.config``; an inferencer that is given weights without a config runs ``meta.cfg`` or
-    ``message_hub.runtime_info.cfg``.
-    """
-    for place in ("meta.config", "meta.cfg", "message_hub.runtime_info.cfg"):
-        holder = _at(checkpoint, place.rpartition(".")[0])
-        if isinstance(holder, dict):
-            holder.pop(place.rpartition(".")[2], None)
-    return checkpoint
-
-
 def why_not_resumable(checkpoint: dict[str, Any]) -> str | None:
     """Return why no run can go on from a checkpoint: what it lacks, or a field of a wrong type; else None."""
     missing = [key for key in _NEEDED if key not in checkpoint]
@@ -46,7 +35,7 @@ def why_not_resumable(checkpoint: dict[str, Any]) -> str | None:
         kind = "weights alone" if len(missing) == len(_NEEDED) else "weights of a run, but not its state"
         return f"it holds {kind} (no {', '.join(missing)}); a new run can start from it: --cfg-options load_from=FILE"
     for place, (is_required, is_right, expected) in _FIELDS.items():
-        value = _at(checkpoint, place)
+        value = value_at(checkpoint, place)
         if value is None and not is_required:
             continue
         if not is_right(value):
@@ -200,14 +189,6 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
 }
 # Keys of message_hub.runtime_info that begin so; save_best may have several.
 _BEST = {"best_score": Real, "best_ckpt": str}
-
-
-def _at(checkpoint: dict[str, Any], place: str) -> Any:
-    """Return what is at a place such as ``meta.epoch``, or None."""
-    value: Any = checkpoint
-    for key in place.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _show(value: Any) -> str:

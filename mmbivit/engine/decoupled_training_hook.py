@@ -9,9 +9,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
 from mmbivit.checks import check_flag, check_integer, check_keys, check_number
 from mmbivit.distill import BlockDistiller, BlockMSELoss
-from mmbivit.models.checkpoint import load_checkpoint_file, load_pretrained
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
-from mmbivit.models.checkpoint import load_checkpoint_file
+from mmbivit.checkpoints import load_checkpoint_file
 
 from .checkpoint_fields import why_not_resumable
 

@@ -10,9 +10,10 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from mmbivit.checkpoints import drop_configs
 from mmbivit.registry import HOOKS
 
-from .checkpoint_fields import UNITS_KEY, check_fits_run, drop_configs, why_not_resumable
+from .checkpoint_fields import UNITS_KEY, check_fits_run, why_not_resumable
 from .seeded_batches import SeededBatchSampler, seed_all
 
 __all__ = ["ResumableTrainingHook"]

@@ -1,11 +1,11 @@
 """Backbones with 1-bit weights and activations, registered in scope ``mmbivit``."""
 
+from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, trust_checkpoints
 from mmbivit.packed import PackedSwinTransformer
 from mmbivit.registry import MODELS
 
 from .arch import ARCHITECTURES
 from .attention import WindowAttention
-from .checkpoint import load_checkpoint_file, load_pretrained, trust_checkpoints
 from .classifier import ImageClassifier
 from .layout import WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction

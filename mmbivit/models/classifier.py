@@ -9,11 +9,11 @@ from timm.layers import trunc_normal_
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from mmbivit.checkpoints import register_classifier_key_mapping
 from mmbivit.checks import check_integer, check_number
 from mmbivit.registry import MODELS
 
 from .arch import check_init_cfg
-from .checkpoint import register_classifier_key_mapping
 
 __all__ = ["ImageClassifier"]
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmbivit.binary import Recipe, get_recipe
+from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_key_mapping
 from mmbivit.checks import check_choice, check_number
 from mmbivit.registry import MODELS
 
@@ -25,7 +26,6 @@ from .arch import (
     hidden_dims,
 )
 from .attention import WindowAttention
-from .checkpoint import load_checkpoint_file, load_pretrained, register_key_mapping
 from .layout import WindowLayout, norm_tokens
 from .mlp import DualBranchMLP, SpatialInteraction
 from .stage import STAGE1_MODES, StagedModule
@@ -195,7 +195,7 @@ class BinarySwinTransformer(StagedModule, BaseModule):
     """Swin Transformer with 1-bit weights and activations and spatial interaction (SI-BiViT).
 
     ``recipe='float'`` is the float Swin, equal to ``mmdet.SwinTransformer`` with the same weights. Float weights of
-    mmdet, timm and the official Swin load into both (see :mod:`mmbivit.models.checkpoint`).
+    mmdet, timm and the official Swin load into both (see :mod:`mmbivit.checkpoints`).
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``, ``depths`` and ``num_heads``.

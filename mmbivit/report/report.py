@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mmbivit
-from mmbivit.apis.checkpoints import use_safe_loading
 from mmbivit.apis.errors import error_message, is_user_error
+from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import check_integer
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.report.page import Page, Section, render

@@ -116,7 +116,7 @@ def test_mmdets_inferencer_warns_of_float_weights(configs, float_checkpoint, mon
     from mmdet.apis import DetInferencer
 
     lines = []
-    monkeypatch.setattr("mmbivit.models.checkpoint.print_log", lambda message, *args: lines.append(message))
+    monkeypatch.setattr("mmbivit.checkpoints.fitting.print_log", lambda message, *args: lines.append(message))
     DetInferencer(str(configs["binary"]), str(float_checkpoint), device="cpu", show_progress=False)
     assert len(lines) == 1
     assert "has to be trained" in lines[0]

@@ -13,9 +13,9 @@ import torch
 from mmengine.config import Config
 
 from mmbivit.apis import train, train_config
-from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
+from mmbivit.apis.checkpoints import fetch_checkpoints
+from mmbivit.checkpoints import load_checkpoint_file, use_safe_loading
 from mmbivit.engine import ThroughputHook
-from mmbivit.models.checkpoint import load_checkpoint_file
 
 OURS = Path(__file__).parents[2] / "configs"
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", interval=1, update_buffers=True)

@@ -14,8 +14,8 @@ from mmengine.model import BaseModel
 from torch import nn
 
 import mmbivit.files
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine import atomic_checkpoint_hook, find_resumable_checkpoint
-from mmbivit.models.checkpoint import load_checkpoint_file
 
 from .toy import ToyData, make_runner
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmbivit.apis import use_safe_loading
-from mmbivit.engine.checkpoint_fields import drop_configs, why_not_resumable
-from mmbivit.models.checkpoint import load_checkpoint_file
+from mmbivit.checkpoints import drop_configs, load_checkpoint_file
+from mmbivit.engine.checkpoint_fields import why_not_resumable
 
 from .toy import make_runner
 

@@ -16,9 +16,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine import DecoupledTrainingHook
 from mmbivit.models import BinarySwinTransformer
-from mmbivit.models.checkpoint import load_checkpoint_file
 
 from .toy import ARCH, ToyModel, make_runner, save_teacher, teacher_cfg
 

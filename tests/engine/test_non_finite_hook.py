@@ -10,9 +10,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine import NonFiniteHook
 from mmbivit.engine.non_finite_hook import _image_names
-from mmbivit.models.checkpoint import load_checkpoint_file
 
 from .toy import ToyModel, make_runner
 

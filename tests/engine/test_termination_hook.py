@@ -9,8 +9,8 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
 
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine import TerminationHook
-from mmbivit.models.checkpoint import load_checkpoint_file
 
 from .test_atomic_checkpoint_hook import Evaluator, Line, Scripted
 from .toy import ToyData, make_runner

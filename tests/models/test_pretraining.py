@@ -26,7 +26,7 @@ def equal(state, expected):
 def log(monkeypatch):
     """The lines that loading logs."""
     lines = []
-    monkeypatch.setattr("mmbivit.models.checkpoint.print_log", lambda message, *args, **kwargs: lines.append(message))
+    monkeypatch.setattr("mmbivit.checkpoints.fitting.print_log", lambda message, *args, **kwargs: lines.append(message))
     return lines
 
 

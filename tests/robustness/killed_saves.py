@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 import mmbivit  # noqa: F401
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine import AtomicCheckpointHook, find_resumable_checkpoint
-from mmbivit.models.checkpoint import load_checkpoint_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.engine.toy import make_runner

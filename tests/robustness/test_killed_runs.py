@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmbivit.models.checkpoint import load_checkpoint_file
+from mmbivit.checkpoints import load_checkpoint_file
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 

@@ -14,8 +14,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmbivit.apis.checkpoints import load_from_checkpoint_file, use_safe_loading
-from mmbivit.models.checkpoint import load_checkpoint_file, trust_checkpoints
+from mmbivit.checkpoints import load_checkpoint_file, trust_checkpoints
+from mmbivit.checkpoints.loaders import load_from_checkpoint_file, use_safe_loading
 
 MULTIARRAY = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
 
@@ -129,7 +129,7 @@ def test_the_refusal_says_why_and_what_trust_would_allow(tmp_path, trap):
 
 def test_only_trusted_files_run_code_and_only_for_a_while(tmp_path, trap, monkeypatch):
     warnings = []
-    monkeypatch.setattr("mmbivit.models.safe_loading.print_log", lambda text, *args: warnings.append(text))
+    monkeypatch.setattr("mmbivit.checkpoints.safe_loading.print_log", lambda text, *args: warnings.append(text))
     bad, other, link = tmp_path / "bad.pth", tmp_path / "other.pth", tmp_path / "link.pth"
     torch.save(dict(state_dict={}, extra=mkdir(trap)), bad)
     other.write_bytes(bad.read_bytes())

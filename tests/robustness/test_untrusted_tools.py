@@ -128,7 +128,7 @@ TRUSTING = [
 @pytest.mark.parametrize("name", TRUSTING)
 def test_tools_load_it_where_the_command_line_trusts_it(name, places, bad, trap, monkeypatch):
     warnings = []
-    monkeypatch.setattr("mmbivit.models.safe_loading.print_log", lambda text, *args: warnings.append(text))
+    monkeypatch.setattr("mmbivit.checkpoints.safe_loading.print_log", lambda text, *args: warnings.append(text))
     with contextlib.suppress(Exception):  # what is in the file beside code is not of this model
         run_tool(monkeypatch, name, places, "--trust-checkpoint")
     assert trap.is_dir()

@@ -1,12 +1,10 @@
 """The names of Swin weights: ours, and those of mmdet, timm and the official repository.
 
-Everything here is about names and the layout of tensors; what is done with files is in ``checkpoint.py`` and
-``conversion.py``.
+Everything here is about names and the layout of tensors; :mod:`mmbivit.checkpoints.fitting` uses them on every load.
 """
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +12,6 @@ __all__ = [
     "BINARY_ONLY",
     "count_stages",
     "find_family",
-    "find_prefix",
-    "find_state_dict",
     "head_name",
     "is_foreign",
     "own_names",
@@ -37,33 +33,6 @@ _DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^head\.")
 _FOREIGN = re.compile(r"^layers\.|^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.|\.blocks\.\d+\.norm2\.")
 _OPENMMLAB = re.compile(r"^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.")
 BINARY_ONLY = re.compile(r"_quantizer\.|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
-
-
-def find_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict of a checkpoint: under ``state_dict``, under ``model`` (official Swin), or all of it."""
-    return checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
-
-
-def find_prefix(keys: Iterable[str], prefix: str | None = None) -> str:
-    """Return what the backbone's keys start with, ending in a dot, or ``''``.
-
-    Args:
-        keys: all keys of a state dict.
-        prefix: the prefix if it is known; by default ``'backbone.'`` if any key has it.
-
-    Raises:
-        ValueError: if no key starts with ``prefix``.
-    """
-    keys = list(keys)
-    if prefix is None:
-        prefix = "backbone." if any(key.startswith("backbone.") for key in keys) else ""
-    prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
-    if not any(key.startswith(prefix) for key in keys):
-        raise ValueError(
-            f"the checkpoint has no key that starts with prefix={prefix!r}; "
-            f"its keys are such as {', '.join(keys[:2]) or '(none)'}"
-        )
-    return prefix
 
 
 def is_foreign(keys: Iterable[str]) -> bool:

@@ -15,9 +15,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
-from mmbivit.apis.checkpoints import fetch_checkpoints, use_safe_loading
+from mmbivit.apis.checkpoints import fetch_checkpoints
+from mmbivit.checkpoints import checkpoint_path, save_atomically, use_safe_loading
 from mmbivit.models import BinarySwinTransformer, load_checkpoint_file, load_pretrained
-from mmbivit.models.checkpoint import checkpoint_path, save_atomically
 from tests.swin_weights import ARCH, make_timm_swin, official_keys
 
 
@@ -74,7 +74,7 @@ def test_a_detector_checkpoint_goes_through_mmengines_loader(tmp_path):
 
 def test_a_float_checkpoint_initialises_a_binary_student_and_says_so_once(monkeypatch):
     lines = []
-    monkeypatch.setattr("mmbivit.models.checkpoint.print_log", lambda *args: lines.append(args))
+    monkeypatch.setattr("mmbivit.checkpoints.fitting.print_log", lambda *args: lines.append(args))
     teacher, student = float_swin(), binary_swin()
     for parameter in teacher.parameters():
         nn.init.normal_(parameter)
@@ -268,7 +268,7 @@ def timm_calls(monkeypatch, timm_swin):
 
 def test_timm_names_become_local_files_once(hub, timm_calls, timm_swin, monkeypatch):
     barriers = []
-    monkeypatch.setattr("mmbivit.models.checkpoint.barrier", lambda: barriers.append(1))
+    monkeypatch.setattr("mmbivit.checkpoints.fetch.barrier", lambda: barriers.append(1))
     for _ in range(2):
         path = checkpoint_path(f"timm://{TIMM_NAME}")
         assert path == hub / "checkpoints" / f"timm_{TIMM_NAME}.pth"

@@ -17,21 +17,19 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from mmbivit.files import check_writable
-
-from .checkpoint import FETCHED_SCHEMES, load_checkpoint_file, refusing_odd_tensors, save_atomically
-from .keys import (
+from mmbivit.checkpoints import FETCHED_SCHEMES, load_checkpoint_file, refusing_odd_tensors, save_atomically
+from mmbivit.checkpoints.content import find_prefix, find_state_dict
+from mmbivit.checkpoints.names.swin import (
     BINARY_ONLY,
     count_stages,
     find_family,
-    find_prefix,
-    find_state_dict,
     head_name,
     own_names,
     own_value,
     timm_name,
 )
-from .swin import BinarySwinTransformer
+from mmbivit.files import check_writable
+from mmbivit.models import BinarySwinTransformer
 
 __all__ = ["TARGETS", "Conversion", "check_destination", "convert_checkpoint", "convert_state_dict", "to_timm"]
 

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from mmbivit.apis.conversion import convert_checkpoint, convert_state_dict
 from mmbivit.models import BinarySwinTransformer, load_checkpoint_file, load_pretrained
-from mmbivit.models.conversion import convert_checkpoint, convert_state_dict
 from tests.swin_weights import ARCH, make_classifier, make_timm_swin, official_keys, randomise
 
 SIZES = ARCH | dict(window_size=7, mlp_ratio=4.0, patch_size=4)

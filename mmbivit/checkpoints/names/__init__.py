@@ -1,0 +1,1 @@
+"""Names of weights in other implementations, one module for each family of networks."""
