@@ -4,7 +4,6 @@ import gc
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,25 +13,11 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_rank, init_dist, is_distributed
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
-from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
-from mmengine.runner import Runner
-from torch import nn
 
 from mmbivit.engine.ranks_hook import check_same_config
-from mmbivit.models import use_cpu_sync_batch_norm
 
-__all__ = [
-    "CpuAmpOptimWrapper",
-    "CpuDistributedDataParallel",
-    "PeakMemoryHook",
-    "distributed",
-    "enable_amp",
-    "set_launcher",
-]
+__all__ = ["distributed", "enable_amp", "set_launcher"]
 
 # What the processes of a launcher find in their environment.
 LAUNCHER_VARIABLES = {
@@ -46,7 +31,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     """Set who starts the processes, add the hook that keeps them together, and adapt the config to CPUs if need be.
 
     MMEngine's defaults take one GPU per process for granted. On CPUs the backend is gloo, DDP gets no device, and
-    SyncBN is our own (see :class:`CpuDistributedDataParallel`).
+    SyncBN is our own (see :class:`mmbivit.engine.CpuDistributedDataParallel`).
 
     Raises:
         ValueError: for two-stage training by a strategy that cannot do it; on a machine without GPU, for a launcher
@@ -86,12 +71,12 @@ def _adapt_to_cpus(cfg: Config) -> None:
     cfg.merge_from_dict({"env_cfg.dist_cfg.backend": "gloo"})
     options = dict(cfg.get("model_wrapper_cfg") or {})
     wrapper = options.pop("type", "MMDistributedDataParallel")
-    if wrapper not in ("MMDistributedDataParallel", "CpuDistributedDataParallel"):
+    if wrapper not in ("MMDistributedDataParallel", "mmbivit.CpuDistributedDataParallel"):
         raise ValueError(
             f"model_wrapper_cfg.type={wrapper!r} does not work on CPUs: remove model_wrapper_cfg from the config"
         )
     defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get("find_unused_parameters", False))
-    cfg.model_wrapper_cfg = {**defaults, **options, "type": "CpuDistributedDataParallel", "device_ids": None}
+    cfg.model_wrapper_cfg = {**defaults, **options, "type": "mmbivit.CpuDistributedDataParallel", "device_ids": None}
     if cfg.get("sync_bn") == "mmcv":
         cfg.sync_bn = "torch"
     _replace_mm_sync_bn(cfg.model)
@@ -107,18 +92,6 @@ def _replace_mm_sync_bn(node: Any) -> None:
     if isinstance(node, (list, tuple)):
         for child in node:
             _replace_mm_sync_bn(child)
-
-
-@MODEL_WRAPPERS.register_module()
-class CpuDistributedDataParallel(MMDistributedDataParallel):
-    """DDP for processes without GPU, in which SyncBN synchronises: torch refuses it there.
-
-    That holds for ``SyncBN`` in the config of a layer and for MMEngine's ``sync_bn='torch'``.
-    """
-
-    def __init__(self, module: nn.Module, **options: Any):
-        use_cpu_sync_batch_norm(module)
-        super().__init__(module, **options)
 
 
 @contextmanager
@@ -199,33 +172,9 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
             raise ValueError("--amp fp16 needs a GPU; on CPUs give --amp bf16, or --amp")
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)
-        wrapper.type = "CpuAmpOptimWrapper"
+        wrapper.type = "mmbivit.CpuAmpOptimWrapper"
         return
     wrapper.type = "AmpOptimWrapper"
     wrapper.loss_scale = dict(enabled=False) if precision == "bf16" else "dynamic"
     if precision is not None:
         wrapper.dtype = "bfloat16" if precision == "bf16" else "float16"
-
-
-@OPTIM_WRAPPERS.register_module()
-class CpuAmpOptimWrapper(OptimWrapper):
-    """Forward passes in bfloat16 on the CPU; MMEngine's ``AmpOptimWrapper`` refuses to start without a GPU."""
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run a forward pass under autocast."""
-        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
-
-
-class PeakMemoryHook(Hook):
-    """Logs the peak memory of the process in MB as ``memory``, as MMEngine does for GPUs; for Linux and macOS."""
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Hand the memory to MMEngine's log."""
-        if sys.platform == "win32":
-            return
-        import resource
-
-        per_mb = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KB
-        runner.message_hub.update_scalar("train/memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // per_mb)

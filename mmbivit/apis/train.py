@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -16,23 +15,20 @@ from torch import nn
 
 from mmbivit.checkpoints import use_safe_loading
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
-from mmbivit.engine import (
-    NonFiniteHook,
-    ReleaseMemoryHook,
-    ResumableTrainingHook,
-    TerminationHook,
-    ThroughputHook,
-    WorkerEndHook,
-    find_resumable_checkpoint,
-)
+from mmbivit.engine import TerminationHook, find_resumable_checkpoint
 
 from .checkpoints import fetch_checkpoints
 from .config import load_config, set_work_dir
-from .device import PeakMemoryHook, distributed, enable_amp, set_launcher
+from .device import distributed, enable_amp, set_launcher
 from .run import build_runner
 from .run_settings import check_run_settings, check_seed
 
 __all__ = ["train", "train_config"]
+
+_HOOKS = (
+    *("ThroughputHook", "PeakMemoryHook", "ResumableTrainingHook", "NonFiniteHook", "WorkerEndHook"),
+    *("ReleaseMemoryHook", "TerminationHook"),
+)
 
 
 def train_config(
@@ -192,17 +188,25 @@ def train(cfg: Config) -> nn.Module:
 
 def _train(cfg: Config, notes: Iterable[str], termination: TerminationHook) -> nn.Module:
     fetch_checkpoints(cfg)
-    _save_atomically(cfg)
+    _complete(cfg)
     runner = build_runner(cfg, notes)
-    hooks = [ThroughputHook(), ResumableTrainingHook(), NonFiniteHook(), WorkerEndHook(), ReleaseMemoryHook()]
-    hooks += [PeakMemoryHook()] if get_device() == "cpu" else []
-    for hook in (*hooks, termination):
-        if not any(isinstance(registered, type(hook)) for registered in runner.hooks):
-            runner.register_hook(hook)
-    if termination not in runner.hooks:
-        termination.restore()  # the config has one of its own
-    model = runner.train()
+    termination.restore()
+    (termination,) = (hook for hook in runner.hooks if isinstance(hook, TerminationHook))
+    termination.install(runner.work_dir)
+    try:
+        model = runner.train()
+    finally:
+        termination.restore()
     return model.module if is_model_wrapper(model) else model
+
+
+def _complete(cfg: Config) -> None:
+    """Add to a config what makes its run survive, so that its dumped copy trains the same under MMEngine alone."""
+    _save_atomically(cfg)
+    hooks = list(cfg.get("custom_hooks") or ())
+    types = [hook.get("type") for hook in (*hooks, *filter(None, cfg.default_hooks.values()))]
+    there = {getattr(kind, "__name__", str(kind)).rpartition(".")[2] for kind in types}
+    cfg.custom_hooks = [*hooks, *(dict(type=f"mmbivit.{name}") for name in _HOOKS if name not in there)]
 
 
 def _save_atomically(cfg: Config) -> None:

@@ -1,6 +1,8 @@
-"""Hooks of the training loop, registered in scope ``mmbivit``."""
+"""Hooks of the training loop, and what MMEngine lacks on CPUs, registered in scope ``mmbivit``."""
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .cpu import CpuAmpOptimWrapper, CpuDistributedDataParallel, PeakMemoryHook
+from .cpu_sync_batch_norm import CpuSyncBatchNorm, use_cpu_sync_batch_norm
 from .decoupled_training_hook import DecoupledTrainingHook
 from .latest_checkpoint import find_resumable_checkpoint
 from .non_finite_hook import NonFiniteHook
@@ -13,6 +15,11 @@ from .throughput_hook import ThroughputHook
 from .worker_end_hook import WorkerEndHook
 
 __all__ = [
+    "CpuAmpOptimWrapper",
+    "CpuDistributedDataParallel",
+    "CpuSyncBatchNorm",
+    "PeakMemoryHook",
+    "use_cpu_sync_batch_norm",
     "AtomicCheckpointHook",
     "DecoupledTrainingHook",
     "NonFiniteHook",

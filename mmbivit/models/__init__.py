@@ -12,13 +12,11 @@ from .mlp import DualBranchMLP, SpatialInteraction
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule
 from .swin import BinarySwinTransformer
-from .sync_batch_norm import CpuSyncBatchNorm, use_cpu_sync_batch_norm
 
 __all__ = [
     "ARCHITECTURES",
     "BinarySwinTransformer",
     "ClassificationPreprocessor",
-    "CpuSyncBatchNorm",
     "DualBranchMLP",
     "ImageClassifier",
     "PackedSwinTransformer",
@@ -29,7 +27,6 @@ __all__ = [
     "load_checkpoint_file",
     "load_pretrained",
     "trust_checkpoints",
-    "use_cpu_sync_batch_norm",
 ]
 
 MODELS.register_module(module=PackedSwinTransformer)  # whose own package needs torch alone, and so knows no registry

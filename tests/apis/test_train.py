@@ -142,7 +142,7 @@ def test_amp_on_cpus(configs, monkeypatch):
     options = {"optim_wrapper.loss_scale": 512.0, "optim_wrapper.dtype": "float16"}
     for amp in (True, "bf16"):
         wrapper = train_config(configs["float"], amp=amp, cfg_options=options).optim_wrapper
-        assert wrapper.type == "CpuAmpOptimWrapper"
+        assert wrapper.type == "mmbivit.CpuAmpOptimWrapper"
         assert not {"loss_scale", "dtype"} & wrapper.keys()
     with pytest.raises(ValueError, match="--amp fp16 needs a GPU"):
         train_config(configs["float"], amp="fp16")
@@ -163,7 +163,7 @@ def test_launcher_on_cpus_takes_gloo_and_keeps_sync_bn(monkeypatch):
     cfg = train_config(OURS / "cascade_mask_rcnn_sibivit_swin_t.py", launcher="pytorch")
 
     assert cfg.env_cfg.dist_cfg.backend == "gloo"
-    wrapper = dict(type="CpuDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    wrapper = dict(type="mmbivit.CpuDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     assert cfg.model_wrapper_cfg == dict(**wrapper, find_unused_parameters=True)
     assert [head.norm_cfg.type for head in cfg.model.roi_head.bbox_head] == ["SyncBN"] * 3
     with pytest.raises(ValueError, match="--launcher slurm needs a GPU"):
@@ -314,7 +314,7 @@ def test_amp_on_the_cpu_computes_in_bfloat16(configs):
     from mmengine.optim import build_optim_wrapper
 
     layer = torch.nn.Linear(2, 2)
-    wrapper = build_optim_wrapper(layer, dict(type="CpuAmpOptimWrapper", optimizer=dict(type="SGD", lr=0.1)))
+    wrapper = build_optim_wrapper(layer, dict(type="mmbivit.CpuAmpOptimWrapper", optimizer=dict(type="SGD", lr=0.1)))
     with wrapper.optim_context(layer):
         assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
     assert layer(torch.ones(1, 2)).dtype == torch.float32

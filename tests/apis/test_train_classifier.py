@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import json
+import subprocess
 import sys
 from unittest.mock import MagicMock
 
@@ -11,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmbivit.apis import train, train_config
+from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine.decoupled_training_hook import find_staged_backbone
 from tests.tiny import CLASSES
 
@@ -116,7 +118,7 @@ def test_ema_averages_weights_and_batch_norm_in_both_stages(config, tmp_path):
 def test_mixed_precision_on_the_cpu(config, tmp_path, amp):
     cfg = config(amp=amp, accumulate=2, ema=0.1)
     wrapper = cfg.optim_wrapper
-    assert (wrapper.type, wrapper.accumulative_counts) == ("CpuAmpOptimWrapper", 2)
+    assert (wrapper.type, wrapper.accumulative_counts) == ("mmbivit.CpuAmpOptimWrapper", 2)
     assert (wrapper.clip_grad, wrapper.paramwise_cfg) == (dict(max_norm=5.0), dict(flat_decay_mult=0.0))
     dtypes = set()
     hook = torch.nn.modules.module.register_module_forward_hook(
@@ -157,3 +159,22 @@ def test_checkpoint_of_another_classifier_is_one_line(config, tmp_path):
     torch.save(dict(state_dict=weights), tmp_path / "five.pth")
     with pytest.raises(ValueError, match="head has 5 classes, this model num_classes=3"):
         train(config(float_checkpoint=str(tmp_path / "five.pth")))
+
+
+def test_the_dumped_config_trains_the_same_under_mmengine_alone(classifier_configs, float_classifier, tmp_path):
+    """Hooks, checkpoint hook and mixed precision that the tool adds are in it, as registered classes."""
+    options = {"experiment_name": tmp_path.name, "default_hooks.checkpoint.interval": 1}
+    kwargs = dict(seed=0, amp="bf16", float_checkpoint=str(float_classifier), cfg_options=options)
+    train(train_config(classifier_configs["binary"], work_dir=str(tmp_path / "ours"), **kwargs))
+    (dumped,) = (tmp_path / "ours").glob("*.py")
+    code = (
+        f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+        "from mmengine.config import Config; from mmengine.runner import Runner\n"
+        f"cfg = Config.fromfile({str(dumped)!r}); cfg.work_dir = {str(tmp_path / 'theirs')!r}\n"
+        "Runner.from_cfg(cfg).train()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    ours, theirs = (load_checkpoint_file(str(tmp_path / run / "epoch_2.pth")) for run in ("ours", "theirs"))
+    assert int(ours["state_dict"]["backbone.training_stage"]) == 2
+    assert all(torch.equal(value, theirs["state_dict"][key]) for key, value in ours["state_dict"].items())
+    assert ours.keys() == theirs.keys()

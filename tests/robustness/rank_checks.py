@@ -15,9 +15,8 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank
 from torch import distributed, nn
 
-from mmbivit.apis.device import CpuDistributedDataParallel
+from mmbivit.engine import CpuDistributedDataParallel, CpuSyncBatchNorm
 from mmbivit.engine.ranks_hook import RanksHook, check_same_config
-from mmbivit.models import CpuSyncBatchNorm
 from tests.engine.toy import ToyModel, make_runner
 
 

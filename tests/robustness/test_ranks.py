@@ -208,7 +208,7 @@ def test_config_on_cpus(monkeypatch):
     cfg = cpu_config(monkeypatch, model=model, sync_bn="mmcv", model_wrapper_cfg=wrapper)
     assert [head.norm_cfg for head in cfg.model.heads] == [layer, layer]
     assert cfg.sync_bn == "torch" and cfg.env_cfg.dist_cfg.backend == "gloo"
-    expected = dict(type="CpuDistributedDataParallel", find_unused_parameters=True)
+    expected = dict(type="mmbivit.CpuDistributedDataParallel", find_unused_parameters=True)
     assert cfg.model_wrapper_cfg == dict(**expected, broadcast_buffers=False, device_ids=None)
     set_launcher(cfg, "pytorch")  # the config that a run has written
     assert cfg.custom_hooks == [dict(type="mmbivit.RanksHook")]

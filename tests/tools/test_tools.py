@@ -339,7 +339,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 def test_an_interrupt_while_tools_import_their_modules_is_no_traceback():
-    tools = sorted(ROOT.glob("tools/**/*.py"))
+    tools = sorted(set(ROOT.glob("tools/**/*.py")) - set(ROOT.glob("tools/benchmarks/mmbivit_benchmarks/**/*.py")))
     runs = [subprocess.Popen([sys.executable, "-c", INTERRUPTED, tool], stderr=subprocess.PIPE) for tool in tools]
     errors = {tool.name: run.communicate()[1].decode() for tool, run in zip(tools, runs, strict=True)}
     assert len(tools) > 15 and errors == dict.fromkeys(errors, "interrupted\n")
