@@ -1,6 +1,7 @@
 """Binarization with torch alone: formulas, layers and recipes."""
 
 from .attention import SoftmaxThreshold, relative_position_index
+from .bits import num_bytes, pack_bits, unpack_bits
 from .functional import binarize_weight, rprelu, sign, sign_ste, straight_through, threshold_mask
 from .layers import ActivationQuantizer, BinaryLinear, RPReLU, RSign
 from .recipe import RECIPES, Recipe, get_recipe
@@ -15,10 +16,13 @@ __all__ = [
     "SoftmaxThreshold",
     "binarize_weight",
     "get_recipe",
+    "num_bytes",
+    "pack_bits",
     "relative_position_index",
     "rprelu",
     "sign",
     "sign_ste",
     "straight_through",
     "threshold_mask",
+    "unpack_bits",
 ]

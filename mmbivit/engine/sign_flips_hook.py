@@ -8,9 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmbivit.binary import BinaryLinear
+from mmbivit.binary import BinaryLinear, num_bytes, pack_bits, unpack_bits
 from mmbivit.checks import check_integer
-from mmbivit.packed.packing import pack_signs, unpack_signs
 from mmbivit.registry import HOOKS
 
 from .checkpoint_fields import SIGNS_KEY
@@ -54,9 +53,9 @@ class SignFlipsHook(Hook):
         if not signs:
             raise ValueError("SignFlipsHook: the model has no layer with binary weights")
         self._signs, loaded, self._loaded = signs, self._loaded, None
-        for name, words in (loaded or {}).items():
-            if name in signs and words.shape == pack_signs(signs[name]).shape and words.dtype == torch.int32:
-                self._signs[name] = unpack_signs(words, signs[name].shape[1]).to(signs[name].device)
+        for name, packed in (loaded or {}).items():  # earlier releases had words of int32, which are not taken over
+            if name in signs and _packed_like(packed, signs[name]):
+                self._signs[name] = unpack_bits(packed, signs[name].shape[1]).to(signs[name].device)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Look every ``interval`` iterations."""
@@ -70,7 +69,7 @@ class SignFlipsHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what was seen last."""
-        checkpoint[SIGNS_KEY] = {name: pack_signs(signs).cpu() for name, signs in self._signs.items()}
+        checkpoint[SIGNS_KEY] = {name: pack_bits(signs).cpu() for name, signs in self._signs.items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take over what was seen last; a checkpoint of a run without this hook has nothing."""
@@ -85,6 +84,10 @@ class SignFlipsHook(Hook):
         shares = {f"{PREFIX}/{name}": count / signs[name].numel() for name, count in flips.items()}
         total = sum(flips.values()) / sum(map(Tensor.numel, signs.values()))
         runner.visualizer.add_scalars({PREFIX: total, **shares, "iter": iterations}, step=iterations)
+
+
+def _packed_like(packed: Tensor, signs: Tensor) -> bool:
+    return packed.dtype == torch.uint8 and packed.shape == (len(signs), num_bytes(signs.shape[1]))
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmbivit.binary import pack_bits, unpack_bits
+
 __all__ = [
     "LANES",
     "WORD_BITS",
@@ -58,16 +60,14 @@ def padded(channels: int) -> int:
 
 def pack_signs(signs: Tensor) -> Tensor:
     """Pack booleans (True for +1) along the last axis: ``(*, K) -> (*, ceil(K / 32))`` int32."""
-    bits = F.pad(signs.to(torch.int64), (0, -signs.shape[-1] % WORD_BITS))
-    bits = bits.unflatten(-1, (bits.shape[-1] // WORD_BITS, WORD_BITS))
-    words = (bits << torch.arange(WORD_BITS, device=signs.device)).sum(dim=-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    # A word is four bytes in the order of the machine, little-endian on all that the kernels are built for.
+    return pack_bits(F.pad(signs, (0, -signs.shape[-1] % WORD_BITS))).view(torch.int32)
 
 
 def unpack_signs(words: Tensor, size: int) -> Tensor:
     """Undo :func:`pack_signs`: ``(*, ceil(size / 32))`` int32 -> booleans ``(*, size)``."""
-    bits = words.unsqueeze(-1) >> torch.arange(WORD_BITS, dtype=torch.int32, device=words.device)
-    return (bits & 1).flatten(-2)[..., :size].to(torch.bool)
+    # Unlike contiguous(), a clone has the last stride 1 also where that axis has one word.
+    return unpack_bits(words.clone(memory_format=torch.contiguous_format).view(torch.uint8), size)
 
 
 def pack_weight(signs: Tensor) -> Tensor:

@@ -108,14 +108,19 @@ def test_what_cannot_be_counted_is_refused(tmp_path):
         make_runner(tmp_path, None, model=model, hooks=hooks).train()
 
 
-def test_signs_of_another_network_are_not_taken_over(tmp_path):
+def test_signs_of_another_network_or_release_are_not_taken_over(tmp_path):
     """Their shape would be noticed at the first look only, perhaps an epoch later."""
     hooks = [dict(type="mmbivit.SignFlipsHook", interval=1)]
     make_runner(tmp_path, dict(switch_epoch=1), length=2, hooks=hooks).train()
     content = torch.load(tmp_path / "epoch_1.pth", weights_only=False)
     saved = content["sign_flips_signs"]
-    for name, odd in zip(list(saved), (torch.zeros(3), torch.zeros(2, 2, dtype=torch.int32)), strict=False):
-        saved[name] = odd
+    assert saved[LAYER].dtype == torch.uint8 and saved[LAYER].shape == (24, 1)
+    # Earlier releases packed 32 signs a word, which for up to 8 inputs has the same shape.
+    odd = (torch.zeros(3), torch.zeros(2, 2, dtype=torch.uint8), torch.full((24, 1), -1, dtype=torch.int32))
+    for name, tensor in zip([*[name for name in saved if name != LAYER][:2], LAYER], odd, strict=True):
+        saved[name] = tensor
     torch.save(content, tmp_path / "odd.pth")
     odd = str(tmp_path / "odd.pth")
     make_runner(tmp_path, dict(switch_epoch=1), length=2, hooks=hooks, load_from=odd, resume=True).train()
+    resumed = [entry[f"sign_flips/{LAYER}"] for entry in logged(tmp_path) if entry["step"] == 5]
+    assert len(resumed) == 2 and resumed[1] == resumed[0]  # taken over, words of -1 would be half of all signs
