@@ -63,11 +63,11 @@ def activation_distributions(
     quantizers = {
         layer: part
         for layer, part in module.named_modules()
-        if isinstance(part, ActivationQuantizer) and hasattr(part, "gamma")
+        if isinstance(part, ActivationQuantizer) and part.thresholds is not None
     }
     if not quantizers:
         raise ValueError(f"nothing in block {name} is binarized with a threshold")
-    tallies = {layer: _tallies(layer, part.gamma.detach()) for layer, part in quantizers.items()}
+    tallies = {layer: _tallies(layer, part.thresholds.detach()) for layer, part in quantizers.items()}
 
     def see(layer: str, args: tuple, output: Tensor) -> None:
         for tally, x in zip(tallies[layer], args[0].chunk(len(tallies[layer]), dim=-1), strict=True):

@@ -17,8 +17,8 @@ class ModelSize:
         params: learnable parameters.
         binary_weights: those of them that are 1-bit weights.
         float_bytes: bytes of all of them, and of the buffers that inference needs, as float32.
-        packed_bytes: the same with 1 bit a binary weight, each layer's in whole bytes, and one float32 scale (theta in
-            SI-BiViT, Eq. 4) per output of a binary layer.
+        packed_bytes: the same with 1 bit a binary weight, each layer's in whole bytes, and as float32 the scales that
+            its quantizer computes: by SI-BiViT, Eq. 4, one (theta) per output of a binary layer.
     """
 
     params: int
@@ -52,7 +52,7 @@ def layer_sizes(module: nn.Module) -> dict[str, ModelSize]:
         binary = packed = 0
         if getattr(layer, "weight_bits", 32) == 1 and "weight" in own:
             binary = layer.weight.numel()
-            packed = -(-binary // 8) + FLOAT_BYTES * len(layer.weight)
+            packed = -(-binary // 8) + FLOAT_BYTES * layer.weight_quantizer.extra_numbers(layer.weight)
         floats = params + buffers
         sizes[name] = ModelSize(params, binary, FLOAT_BYTES * floats, packed + FLOAT_BYTES * (floats - binary))
     return sizes

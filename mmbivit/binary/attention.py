@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .functional import straight_through, threshold_mask
-from .layers import ActivationQuantizer
+from .quantizers import ActivationQuantizer
 
 __all__ = ["SoftmaxThreshold", "relative_position_index"]
 
@@ -38,6 +38,10 @@ class SoftmaxThreshold(ActivationQuantizer):
             return probabilities
         selected = threshold_mask(probabilities.detach(), self.ratio)
         return straight_through(selected, probabilities) / selected.sum(dim=-1, keepdim=True)
+
+    def fold(self) -> float:
+        """Return ``ratio``: packed, a key is selected by its score, where ``s >= s_max + ln(ratio)``."""
+        return self.ratio
 
     def extra_repr(self) -> str:
         return f"ratio={self.ratio}"

@@ -4,44 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .functional import binarize_weight, rprelu, sign_ste
+from .functional import rprelu
+from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
-__all__ = ["ActivationQuantizer", "BinaryLinear", "RPReLU", "RSign"]
-
-
-class ActivationQuantizer(nn.Module):
-    """Base of everything that makes activations 1 bit; a training stage may switch it off with ``binarize``."""
-
-    def __init__(self):
-        super().__init__()
-        self.binarize = True
-
-    @property
-    def bits(self) -> int:
-        """Bits of one output value as it is computed now."""
-        return 1 if self.binarize else 32
-
-
-class RSign(ActivationQuantizer):
-    """Sign with a learnable threshold per channel (SI-BiViT, Eq. 3; ReActNet).
-
-    Forward ``Sign(x - gamma)``, backward Eq. 2; see :func:`mmbivit.binary.functional.sign_ste`.
-
-    Args:
-        num_features: size of the last axis.
-
-    Shape: ``(*, num_features) -> (*, num_features)``, values -1 and +1; the input itself where ``binarize`` is off.
-    """
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(num_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return sign_ste(x, self.gamma.to(x.dtype)) if self.binarize else x
-
-    def extra_repr(self) -> str:
-        return str(self.gamma.numel())
+__all__ = ["BinaryLinear", "RPReLU"]
 
 
 class RPReLU(nn.Module):
@@ -70,29 +36,46 @@ class RPReLU(nn.Module):
 class BinaryLinear(nn.Linear):
     """Linear layer with 1-bit weights and inputs (SI-BiViT, Eq. 3-5).
 
-    ``y = x_b @ W_b.T + bias`` with ``x_b = Sign(x - gamma)`` and ``W_b = theta * Sign(W - mu)``. Training simulates
-    the bits with floats; the product of signs equals ``theta * (2 * popcount(XNOR(x_b, W_b)) - in_features)``.
+    ``y = x_b @ W_b.T + bias`` with ``x_b = input_quantizer(x)`` and ``W_b = weight_quantizer(W)``; by default
+    ``x_b = Sign(x - gamma)`` and ``W_b = theta * Sign(W - mu)``. Training simulates the bits with floats; then the
+    product equals ``theta * (2 * popcount(XNOR(x_b, W_b)) - in_features)``.
 
-    The training stages switch either side to float: ``binarize_weight`` and ``input_quantizer.binarize`` are plain
-    attributes that :func:`mmbivit.models.stage.set_stage` sets.
+    The training stages switch either side to float by the ``binarize`` of its quantizer; ``binarize_weight`` is that of
+    the weights.
 
     Args:
-        in_features: size of the last input axis, also the number of thresholds.
-        out_features: size of the last output axis, also the number of scales.
+        in_features: size of the last input axis.
+        out_features: size of the last output axis.
         bias: add a float bias per output.
         device: as in :class:`torch.nn.Linear`.
         dtype: as in :class:`torch.nn.Linear`.
+        input_quantizer: binarizes the input, for this layer alone; ``RSign(in_features)`` by default.
+        weight_quantizer: binarizes the weights, for this layer alone; ``WeightSign()`` by default.
 
     Shape: ``(*, in_features) -> (*, out_features)``.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        input_quantizer: ActivationQuantizer | None = None,
+        weight_quantizer: WeightQuantizer | None = None,
+    ):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self.input_quantizer = RSign(in_features).to(device=device, dtype=dtype)
-        self.binarize_weight = True
+        self.input_quantizer = (input_quantizer or RSign(in_features)).to(device=device, dtype=dtype)
+        self.weight_quantizer = (weight_quantizer or WeightSign()).to(device=device, dtype=dtype)
 
     @classmethod
-    def from_float(cls, linear: nn.Linear) -> "BinaryLinear":
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        input_quantizer: ActivationQuantizer | None = None,
+        weight_quantizer: WeightQuantizer | None = None,
+    ) -> "BinaryLinear":
         """Make a binary layer that starts from the weights and bias of ``linear`` (copied, not shared)."""
         layer = cls(
             linear.in_features,
@@ -100,6 +83,8 @@ class BinaryLinear(nn.Linear):
             bias=linear.bias is not None,
             device=linear.weight.device,
             dtype=linear.weight.dtype,
+            input_quantizer=input_quantizer,
+            weight_quantizer=weight_quantizer,
         )
         with torch.no_grad():
             layer.weight.copy_(linear.weight)
@@ -108,9 +93,18 @@ class BinaryLinear(nn.Linear):
         return layer
 
     @property
+    def binarize_weight(self) -> bool:
+        """Whether the weights are binarized now."""
+        return self.weight_quantizer.binarize
+
+    @binarize_weight.setter
+    def binarize_weight(self, binarize: bool) -> None:
+        self.weight_quantizer.binarize = binarize
+
+    @property
     def weight_bits(self) -> int:
         """Bits of one weight as it is used now: 1, or 32 while the weights are float."""
-        return 1 if self.binarize_weight else 32
+        return self.weight_quantizer.bits
 
     @property
     def input_bits(self) -> int:
@@ -124,10 +118,10 @@ class BinaryLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """Return the weight matrix that multiplies the input now: binarized, or the latent one."""
-        return binarize_weight(self.weight) if self.binarize_weight else self.weight
+        return self.weight_quantizer(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(x), self.effective_weight(), self.bias)
+        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}, input_bits={self.input_bits}"

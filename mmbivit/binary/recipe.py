@@ -1,16 +1,17 @@
-"""A recipe: which quantizer, activation function and norm a network is built from."""
+"""A recipe: which parts a network is built from: quantizers, activation function and norm."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
 from mmbivit.checks import check_choice, check_keys
 
 from .attention import SoftmaxThreshold
-from .layers import BinaryLinear, RPReLU, RSign
+from .layers import BinaryLinear, RPReLU
+from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
 __all__ = ["RECIPES", "Recipe", "get_recipe"]
 
@@ -19,44 +20,54 @@ __all__ = ["RECIPES", "Recipe", "get_recipe"]
 class Recipe:
     """What makes a network binary or float; one class of network serves all.
 
+    A layer is given its quantizers by the recipe, one of its own for each side of each layer.
+
     Args:
         linear: ``'binary'`` for :class:`BinaryLinear` (SI-BiViT, Eq. 3-5), ``'float'`` for :class:`torch.nn.Linear`.
-        qkv: ``'sign'`` binarizes queries, keys and values with own thresholds (Eq. 3), ``'float'`` leaves them.
+        input_quantizer: makes what binarizes the input of a binary linear layer from its number of features.
+        weight_quantizer: makes what binarizes the weights of a binary linear layer.
+        qkv: ``'sign'`` binarizes queries, keys and values with an ``input_quantizer`` of their own (Eq. 3), ``'float'``
+            leaves them.
         attention: ``'softmax_threshold'`` for probabilities in {0, 1}, ``'softmax'`` for float ones.
         act: ``'rprelu'`` or ``'gelu'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
-        downsample: the same choice as ``linear`` for the patch merging.
-        mask_padding: never attend to the tokens that pad a feature map to whole windows. Float Swin as released
-            attends to them, so ``float`` has it off.
 
     Raises:
-        ValueError: if a value is not one of those named; the message lists what is allowed.
+        ValueError: if a value is not one of those named, or a quantizer cannot be called; the message says what is
+            allowed.
     """
 
     linear: Literal["binary", "float"] = "binary"
+    input_quantizer: Callable[[int], ActivationQuantizer] = RSign
+    weight_quantizer: Callable[[], WeightQuantizer] = WeightSign
     qkv: Literal["sign", "float"] = "sign"
     attention: Literal["softmax_threshold", "softmax"] = "softmax_threshold"
     act: Literal["rprelu", "gelu"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
-    downsample: Literal["binary", "float"] = "binary"
-    mask_padding: bool = True
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            check_choice(f"recipe.{name}", value, get_args(hint) or (True, False))
+            if get_origin(hint) is Literal:
+                check_choice(f"recipe.{name}", value, get_args(hint))
+            elif not callable(value):
+                raise ValueError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
 
     def build_linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
         """Build a linear layer ``(*, in_features) -> (*, out_features)`` of a block."""
-        return _LINEAR[self.linear](in_features, out_features, bias=bias)
-
-    def build_downsample(self, in_features: int, out_features: int) -> nn.Linear:
-        """Build the linear layer of a patch merging, which has no bias."""
-        return _LINEAR[self.downsample](in_features, out_features, bias=False)
+        if self.linear == "float":
+            return nn.Linear(in_features, out_features, bias=bias)
+        return BinaryLinear(
+            in_features,
+            out_features,
+            bias=bias,
+            input_quantizer=self.input_quantizer(in_features),
+            weight_quantizer=self.weight_quantizer(),
+        )
 
     def build_qkv_quantizer(self, num_features: int) -> nn.Module:
         """Build what binarizes the concatenated queries, keys and values ``(*, num_features)``."""
-        return RSign(num_features) if self.qkv == "sign" else nn.Identity()
+        return self.input_quantizer(num_features) if self.qkv == "sign" else nn.Identity()
 
     def build_attention(self) -> nn.Module:
         """Build what turns scores ``(*, queries, keys)`` into attention weights."""
@@ -72,13 +83,10 @@ class Recipe:
         return nn.BatchNorm1d if self.norm == "bn" else partial(nn.LayerNorm, eps=1e-5)
 
 
-_LINEAR = {"binary": BinaryLinear, "float": nn.Linear}
-
+# By the name that a config gives; whoever adds one from outside does so before networks are built.
 RECIPES: dict[str, Recipe] = {
     "sibivit": Recipe(),
-    "float": Recipe(
-        linear="float", qkv="float", attention="softmax", act="gelu", norm="ln", downsample="float", mask_padding=False
-    ),
+    "float": Recipe(linear="float", qkv="float", attention="softmax", act="gelu", norm="ln"),
 }
 
 

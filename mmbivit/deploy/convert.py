@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, Quantizer, RPReLU, SoftmaxThreshold
 from mmbivit.packed.folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
 from mmbivit.packed.modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, padded
@@ -85,24 +86,27 @@ def _check_modules(backbone: nn.Module) -> None:
     """Raise for a backbone in stage 1, and for modules that packing would leave out silently."""
     from timm.layers import DropPath
 
-    from mmbivit import binary, models
+    from mmbivit import models
     from mmbivit.models import swin
 
     if backbone.stage != 2:
         raise ValueError(
             f"{type(backbone).__name__} is in training stage {backbone.stage}; train on to stage 2, then pack"
         )
-    if not any(isinstance(module, binary.BinaryLinear) for module in backbone.modules()):
+    if not any(isinstance(module, BinaryLinear) for module in backbone.modules()):
         raise ValueError(f"{type(backbone).__name__} has no binary layer; pack() takes a binary recipe")
     known = (
         *(models.BinarySwinTransformer, swin.SwinStage, swin.SwinBlock, swin.PatchEmbed, swin.PatchMerging),
         *(models.WindowAttention, models.DualBranchMLP, models.SpatialInteraction),
-        *(binary.BinaryLinear, binary.RSign, binary.RPReLU, binary.SoftmaxThreshold),
+        *(BinaryLinear, RPReLU),
         *(nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.Softmax),
         *(nn.ModuleList, nn.Identity, nn.Dropout, DropPath, nn.GELU, nn.PReLU, nn.ReLU),
     )
     for name, module in backbone.named_modules():
-        if type(module) not in known:
+        if isinstance(module, ActivationQuantizer):
+            with _named(name):
+                module.fold()  # it may refuse
+        elif not isinstance(module, Quantizer) and type(module) not in known:
             raise ValueError(f"{name} is {type(module).__name__}, which pack() does not know")
 
 
@@ -148,11 +152,11 @@ def _pack_block(block: nn.Module, packed: PackedBlock, name: str) -> None:
 
 
 def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) -> None:
-    from mmbivit.binary import BinaryLinear, RSign, SoftmaxThreshold
-
     attn = block.attn
     _expect(attn.qkv, f"{name}.attn.qkv", BinaryLinear)
-    _expect(attn.qkv_quantizer, f"{name}.attn.qkv_quantizer", RSign)
+    if not isinstance(attn.qkv_quantizer, ActivationQuantizer):
+        what = type(attn.qkv_quantizer).__name__
+        raise ValueError(f"{name}.attn.qkv_quantizer is {what}; only a quantizer of activations can be packed here")
     _expect(attn.attention, f"{name}.attn.attention", SoftmaxThreshold)
     _expect(attn.proj, f"{name}.attn.proj", BinaryLinear)
     head_dim = packed.head_dim
@@ -173,20 +177,18 @@ def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) 
     low, width = thresholds
     packed.fill(
         in_affine=in_affine,
-        padding=pack_signs(attn.qkv.input_quantizer.gamma <= 0),  # padding is 0 after the norm
+        padding=pack_signs(attn.qkv.input_quantizer.fold() <= 0),  # padding is 0 after the norm
         qkv_weight=pack_weight(pad_heads(signs.T).T),
         qkv_thresholds=torch.stack([pad_heads(low), pad_heads(width, -1)]),  # never set
         relative_position_bias_table=attn.relative_position_bias_table,
         # (2 * set - selected) / selected >= gamma
-        value_ratio=pad_heads((1 + attn.proj.input_quantizer.gamma.double()) / 2, torch.inf),
+        value_ratio=pad_heads((1 + attn.proj.input_quantizer.fold()) / 2, torch.inf),
         proj_weight=pack_weight(pad_heads(proj_signs)),
         proj_affine=pad_channels(torch.stack([scale, bias])),
     )
 
 
 def _pack_mlp(mlp: nn.Module, packed: PackedDualBranchMLP, name: str) -> None:
-    from mmbivit.binary import BinaryLinear
-
     _expect(mlp.fc1, f"{name}.fc1", BinaryLinear)
     _expect(mlp.fc2, f"{name}.fc2", BinaryLinear)
     with _named(f"{name}.norm"):
@@ -207,8 +209,6 @@ def _pack_mlp(mlp: nn.Module, packed: PackedDualBranchMLP, name: str) -> None:
 
 
 def _si_tensors(si: nn.Module, name: str) -> dict[str, Tensor]:
-    from mmbivit.binary import BinaryLinear
-
     _expect(si.fc1, f"{name}.fc1", BinaryLinear)
     _expect(si.fc2, f"{name}.fc2", BinaryLinear)
     if not si.active:
@@ -222,7 +222,7 @@ def _si_tensors(si: nn.Module, name: str) -> dict[str, Tensor]:
         signs2, scale, bias = fold_linear(si.fc2)
     return dict(
         si_affine=pad_channels(affine),
-        si_gamma=si.fc1.input_quantizer.gamma,
+        si_gamma=si.fc1.input_quantizer.fold(),
         si_weight1=pack_signs(signs),
         si_thresholds1=thresholds,
         si_weight2=pack_signs(signs2),
@@ -232,8 +232,6 @@ def _si_tensors(si: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def _pack_merging(merging: nn.Module, packed: nn.Module, name: str) -> None:
-    from mmbivit.binary import BinaryLinear
-
     if isinstance(packed, FloatPatchMerging):
         _expect(merging.reduction, f"{name}.reduction", nn.Linear)
         with _named(f"{name}.norm"):

@@ -92,6 +92,6 @@ def _packed_like(packed: Tensor, signs: Tensor) -> bool:
 
 @torch.no_grad()
 def weight_signs(runner: Runner) -> dict[str, Tensor]:
-    """Return where each binary layer's weights are +1 by Eq. 4, ``(out_features, in_features)``, by name."""
+    """Return where each binary layer's weights are or would be positive, ``(out_features, in_features)``, by name."""
     layers = {n: m for n, m in unwrapped_model(runner).named_modules() if isinstance(m, BinaryLinear)}
-    return {name: layer.weight >= layer.weight.mean(dim=1, keepdim=True) for name, layer in layers.items()}
+    return {name: layer.weight_quantizer.fold(layer.weight)[0] for name, layer in layers.items()}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from mmbivit.binary import Recipe, get_recipe
 from mmbivit.checks import (
     check_choice,
     check_flag,
@@ -20,6 +21,7 @@ __all__ = [
     "check_image_size",
     "check_indices",
     "check_init_cfg",
+    "check_recipe",
     "check_settings",
     "check_spatial_interaction",
     "hidden_dims",
@@ -78,6 +80,39 @@ def check_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]
             channels = embed_dims * 2**i
             raise ValueError(f"arch.num_heads[{i}]={heads} does not divide the {channels} channels of stage {i}")
     return embed_dims, tuple(depths), tuple(num_heads)
+
+
+def check_recipe(
+    recipe: str | dict | Recipe, mask_padding: bool | None, downsample: str | None
+) -> tuple[Recipe, bool, str]:
+    """Return the recipe, and two options of the backbone with their defaults filled in.
+
+    A dict may hold the options too, as those of earlier releases did.
+
+    Args:
+        recipe: see :func:`mmbivit.binary.get_recipe`.
+        mask_padding: ``None`` for off where the recipe that one starts from has float layers, else on.
+        downsample: ``'binary'``, ``'float'``, or ``None`` for what the layers are of the recipe that one starts from.
+    """
+    options = dict(mask_padding=mask_padding, downsample=downsample)
+    allowed = dict(mask_padding=(True, False), downsample=("binary", "float"))
+    for name, value in options.items():
+        if value is not None:
+            check_choice(name, value, allowed[name])
+    start = recipe
+    if isinstance(recipe, dict):
+        recipe = dict(recipe)
+        for name in [name for name in options if name in recipe]:
+            check_choice(f"recipe.{name}", recipe[name], allowed[name])
+            if options[name] is not None:
+                raise ValueError(f"recipe.{name} and {name} are both given; expected {name} alone")
+            options[name] = recipe.pop(name)
+        start = recipe.get("base", "sibivit")
+    recipe = get_recipe(recipe)
+    kind = get_recipe(start).linear
+    defaults = dict(mask_padding=kind != "float", downsample=kind)
+    mask_padding, downsample = (defaults[name] if value is None else value for name, value in options.items())
+    return recipe, mask_padding, downsample
 
 
 def check_spatial_interaction(spatial_interaction: dict | None) -> float | None:

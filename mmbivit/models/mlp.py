@@ -25,6 +25,8 @@ class SpatialInteraction(nn.Module):
     Shape: ``(num_windows * B, n, C) -> (num_windows * B, n, C)``.
     """
 
+    active_stages = (2,)  # of training; in the other it idles
+
     def __init__(self, embed_dims: int, num_tokens: int, ratio: float, recipe: Recipe):
         super().__init__()
         hidden = int(num_tokens * ratio)

@@ -4,9 +4,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmbivit.binary import ActivationQuantizer, BinaryLinear
-
-from .mlp import SpatialInteraction
+from mmbivit.binary import Quantizer
 
 __all__ = ["STAGE1_MODES", "StagedModule"]
 
@@ -43,7 +41,10 @@ class StagedModule(nn.Module):
         return self._stage
 
     def set_stage(self, stage: int) -> tuple[int, int]:
-        """Switch quantizers and SI branches to a stage; calling it again changes nothing.
+        """Switch the parts to a stage, by what they say of themselves; calling it again changes nothing.
+
+        A quantizer says by ``side`` of which side it is, a branch that idles in some stage names the others in
+        ``active_stages``.
 
         Args:
             stage: 1 or 2.
@@ -56,18 +57,15 @@ class StagedModule(nn.Module):
         """
         if stage not in (1, 2):
             raise ValueError(f"stage={stage!r} is unknown; allowed: 1, 2")
-        binarize_weight = stage == 2 or self.stage1 == "weights"
-        binarize_activation = stage == 2 or self.stage1 == "activations"
+        binarize = {side: stage == 2 or self.stage1 == side for side in STAGE1_MODES}
         binary_layers = active_branches = 0
         for module in self.modules():
-            if isinstance(module, BinaryLinear):
-                module.binarize_weight = binarize_weight
-                binary_layers += binarize_weight
-            elif isinstance(module, ActivationQuantizer):
-                module.binarize = binarize_activation
-            elif isinstance(module, SpatialInteraction):
-                module.active = stage == 2
-                active_branches += stage == 2
+            if isinstance(module, Quantizer):
+                module.binarize = binarize[module.side]
+                binary_layers += module.binarize and module.side == "weights"
+            elif (stages := getattr(module, "active_stages", None)) is not None:
+                module.active = stage in stages
+                active_branches += module.active
         self._stage = stage
         self._stage_tensor().fill_(stage)
         return binary_layers, active_branches

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from mmengine.logging import MMLogger
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmbivit.binary import Recipe, get_recipe
+from mmbivit.binary import Recipe
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_key_mapping
 from mmbivit.checks import check_choice, check_number
 from mmbivit.registry import MODELS
@@ -21,6 +22,7 @@ from .arch import (
     check_image_size,
     check_indices,
     check_init_cfg,
+    check_recipe,
     check_settings,
     check_spatial_interaction,
     hidden_dims,
@@ -77,7 +79,7 @@ class PatchMerging(nn.Module):
     def __init__(self, embed_dims: int, recipe: Recipe, norm: nn.Module | None):
         super().__init__()
         self.norm = norm
-        self.reduction = recipe.build_downsample(4 * embed_dims, 2 * embed_dims)
+        self.reduction = recipe.build_linear(4 * embed_dims, 2 * embed_dims, bias=False)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Return the merged tokens and the height and width of their grid."""
@@ -102,7 +104,7 @@ class SwinBlock(nn.Module):
         shift: cyclic shift of the windows in tokens.
         recipe: which quantizers, activation function and norm to build.
         si_ratio: hidden over input tokens of the spatial interaction branch; ``None`` for no branch.
-        qkv_bias, qk_scale, attn_drop, drop, shift_single_window: see :class:`BinarySwinTransformer`.
+        qkv_bias, qk_scale, attn_drop, drop, shift_single_window, mask_padding: see :class:`BinarySwinTransformer`.
         drop_path: probability of dropping a branch of a sample.
         with_cp: recompute the block in the backward pass.
 
@@ -125,12 +127,13 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
         with_cp: bool = False,
         shift_single_window: bool = True,
+        mask_padding: bool = True,
     ):
         super().__init__()
         self.window_size = window_size
         self.shift = shift
         self.shift_single_window = shift_single_window
-        self.mask_padding = recipe.mask_padding
+        self.mask_padding = mask_padding
         self.with_cp = with_cp
         self.norm1 = recipe.norm_layer(embed_dims)
         self.attn = WindowAttention(embed_dims, num_heads, window_size, recipe, qkv_bias, qk_scale, attn_drop, drop)
@@ -223,6 +226,9 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         convert_weights: accept the key names of other Swin implementations on load; otherwise only our own.
         frozen_stages: freeze the patch embedding (0) and the first stages (1, 2, ...); -1 for none.
         norm_eval: keep the running statistics of BatchNorm fixed in training.
+        mask_padding: never attend to the tokens that pad a feature map to whole windows. ``None`` for True, but False
+            with ``recipe='float'``: float Swin as released attends to them.
+        downsample: linear layers of patch merging, ``'binary'`` or ``'float'``; ``None`` for what the recipe has.
         init_cfg: ``dict(type='Pretrained', checkpoint=file, URL or timm://NAME, prefix='backbone.')`` or ``None``.
 
     Shape: images ``(B, in_channels, H, W)`` -> tuple of ``(B, C * 2**i, ceil(H / (4 * 2**i)), ...)`` for ``i`` in
@@ -257,12 +263,14 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         convert_weights: bool = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        mask_padding: bool | None = None,
+        downsample: str | None = None,
         init_cfg: dict | None = None,
     ):
         check_init_cfg(init_cfg)
         super().__init__(init_cfg=init_cfg)
         embed_dims, depths, num_heads = check_arch(arch)
-        recipe = get_recipe(recipe)
+        recipe, mask_padding, downsample = check_recipe(recipe, mask_padding, downsample)
         si_ratio = check_spatial_interaction(spatial_interaction)
         check_indices(out_indices, frozen_stages, len(depths))
         check_choice("stage1", stage1, STAGE1_MODES)
@@ -289,6 +297,7 @@ class BinarySwinTransformer(StagedModule, BaseModule):
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dims))
         self.drop_after_pos = nn.Dropout(drop_rate)
 
+        merging_recipe = replace(recipe, linear=downsample)
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.ModuleList()
         for i, (channels, depth, heads) in enumerate(zip(self.num_features, depths, num_heads, strict=True)):
@@ -308,12 +317,13 @@ class BinarySwinTransformer(StagedModule, BaseModule):
                     drop_path=next(drop_path),
                     with_cp=with_cp,
                     shift_single_window=shift_single_window,
+                    mask_padding=mask_padding,
                 )
                 for block in range(depth)
             ]
             last = i == len(depths) - 1
-            downsample = None if last else PatchMerging(channels, recipe, patch_norm_layer(4 * channels))
-            self.stages.append(SwinStage(blocks, downsample))
+            merging = None if last else PatchMerging(channels, merging_recipe, patch_norm_layer(4 * channels))
+            self.stages.append(SwinStage(blocks, merging))
         for i in self.out_indices:
             self.add_module(f"norm{i}", recipe.norm_layer(self.num_features[i]))
 

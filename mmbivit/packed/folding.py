@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import BinaryLinear, RPReLU, RSign
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU
 
 from .packing import pad_channels
 from .thresholds import count_thresholds
@@ -34,9 +34,9 @@ def norm_affine(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
     return gain, shift
 
 
-def sign_affine(norm: nn.Module | None, quantizer: RSign) -> Tensor:
-    """Return gain and shift ``(2, C padded)`` with ``Sign(norm(x) - gamma) = Sign(gain * x + shift)``."""
-    gamma = quantizer.gamma.detach().double()
+def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer) -> Tensor:
+    """Return gain and shift ``(2, C padded)`` with ``quantizer(norm(x)) = Sign(gain * x + shift)``."""
+    gamma = quantizer.fold()
     gain, shift = norm_affine(norm, len(gamma))
     # -1 makes the bits of padding channels 0.
     return torch.stack([pad_channels(gain), pad_channels(shift - gamma, -1.0)])
@@ -46,21 +46,20 @@ def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
     """Return the signs of a layer's weights ``(N, K)`` (booleans), its scales and its biases ``(N,)``, float64.
 
     Raises:
-        ValueError: if its weights or inputs are float now, as in training stage 1.
+        ValueError: if its weights or inputs are float now, as in training stage 1, or its weights do not fold.
     """
     if layer.weight_bits != 1 or layer.input_bits != 1:
         raise ValueError(
             f"has {layer.weight_bits}-bit weights and {layer.input_bits}-bit inputs, which belong to training stage 1; "
             "train on to stage 2, then pack"
         )
-    weight = layer.effective_weight().detach()
+    signs, scale = layer.weight_quantizer.fold(layer.weight)
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-    # torch.signbit tells -0.0 from 0.0, which matters where all weights of a row, and so their scale, are 0.
-    return ~torch.signbit(weight), weight[:, 0].abs().double(), bias.double()
+    return signs, scale.double(), bias.double()
 
 
-def hidden_thresholds(layer: BinaryLinear, quantizer: RSign, act: nn.Module | None = None) -> Tensor:
-    """Return the thresholds ``(2, N)`` of ``Sign(act(layer(x)) - gamma)`` on counts of differing bits.
+def hidden_thresholds(layer: BinaryLinear, quantizer: ActivationQuantizer, act: nn.Module | None = None) -> Tensor:
+    """Return the thresholds ``(2, N)`` of ``quantizer(act(layer(x)))`` on counts of differing bits.
 
     Raises:
         ValueError: for an activation function that is unknown, or has several hills.
@@ -73,4 +72,4 @@ def hidden_thresholds(layer: BinaryLinear, quantizer: RSign, act: nn.Module | No
     y = (layer.in_features - 2 * counts)[:, None] * scale + bias
     with torch.no_grad():
         y = y if act is None else copy.deepcopy(act).double()(y)
-    return count_thresholds((y >= quantizer.gamma.detach().double()).T)
+    return count_thresholds((y >= quantizer.fold()).T)

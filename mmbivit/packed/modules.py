@@ -225,7 +225,7 @@ class PackedPatchMerging(PackedModule):
 
 
 class FloatPatchMerging(PackedModule):
-    """The same with a float projection, into which the norm is folded (``recipe.downsample='float'``)."""
+    """The same with a float projection, into which the norm is folded (``downsample='float'`` of the backbone)."""
 
     def __init__(self, embed_dims: int):
         super().__init__()

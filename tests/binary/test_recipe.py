@@ -6,7 +6,7 @@ import sys
 import pytest
 from torch import nn
 
-from mmbivit.binary import RECIPES, BinaryLinear, Recipe, RPReLU, get_recipe
+from mmbivit.binary import RECIPES, BinaryLinear, Recipe, RPReLU, RSign, get_recipe
 
 
 def test_recipes_build_what_they_name():
@@ -15,14 +15,15 @@ def test_recipes_build_what_they_name():
     assert type(full.build_linear(4, 4)) is nn.Linear
     assert isinstance(binary.build_act(4), RPReLU) and isinstance(full.build_act(4), nn.GELU)
     assert isinstance(binary.norm_layer(4), nn.BatchNorm1d) and isinstance(full.norm_layer(4), nn.LayerNorm)
-    assert binary.build_downsample(8, 4).bias is None
+    assert binary.build_linear(8, 4, bias=False).bias is None
 
 
 def test_a_recipe_can_be_changed():
     recipe = get_recipe(dict(base="sibivit", norm="ln"))
     assert recipe.norm == "ln" and recipe.linear == "binary"
     assert get_recipe(recipe) is recipe
-    assert get_recipe(dict(downsample="float")).downsample == "float"
+    layer = get_recipe(dict(input_quantizer=lambda features: RSign(2 * features))).build_linear(4, 3)
+    assert layer.input_quantizer.gamma.shape == (8,)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_a_recipe_can_be_changed():
         (dict(base="x"), "recipe.base='x' is unknown"),
         (dict(normm="ln"), "recipe has no key 'normm'; allowed: base, linear"),
         (dict(norm="gn"), "recipe.norm='gn' is unknown; allowed: 'bn', 'ln'"),
-        (dict(mask_padding=3), "recipe.mask_padding=3 is unknown; allowed: True, False"),
+        (dict(input_quantizer="rsign"), "recipe.input_quantizer='rsign'; allowed: a class or function"),
     ],
 )
 def test_unknown_recipes_name_the_key_and_what_is_allowed(recipe, message):

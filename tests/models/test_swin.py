@@ -105,7 +105,7 @@ def test_patch_embedding_is_the_only_float_product_of_the_backbone():
 
 
 def test_the_product_check_sees_a_float_product():
-    model = binary(recipe=dict(downsample="float")).eval()
+    model = binary(downsample="float").eval()
     with FloatProducts() as products:
         model(torch.randn(1, 3, 32, 32))
     assert [kind for kind, _ in products.kinds] == ["conv2d", "linear", "linear", "linear"]

@@ -1,0 +1,122 @@
+"""Quantizers: the parts that make one side of a product 1 bit, and what training and packing ask of them.
+
+A part is asked, never recognised by its class: which ``side`` of a product it makes, its ``bits`` now, the
+``extra_numbers`` that a packed layer keeps for it, and how it folds into one. A training stage sets ``binarize``.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .functional import binarize_weight, sign_ste
+
+__all__ = ["ActivationQuantizer", "Quantizer", "RSign", "WeightQuantizer", "WeightSign"]
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers; those of activations and of weights have a base of their own.
+
+    Where ``binarize`` is off, a quantizer returns what it would return in a float network.
+    """
+
+    side: ClassVar[Literal["activations", "weights"]]
+
+    def __init__(self):
+        super().__init__()
+        self.binarize = True
+
+    @property
+    def bits(self) -> int:
+        """Bits of one output value as it is computed now."""
+        return 1 if self.binarize else 32
+
+    def _refuse(self) -> ValueError:
+        return ValueError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
+
+
+class ActivationQuantizer(Quantizer):
+    """Base of everything that makes activations 1 bit."""
+
+    side = "activations"
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """What values are compared with, one number per channel ``(C,)``; ``None`` where there is no such number."""
+        return None
+
+    def fold(self) -> Tensor | float:
+        """Return what packing needs: thresholds ``(C,)``, float64; the output is +1 if ``x >= threshold``, else -1.
+
+        Raises:
+            ValueError: naming the class, if the output is anything else, so that it cannot be packed.
+        """
+        raise self._refuse()
+
+
+class WeightQuantizer(Quantizer):
+    """Base of everything that makes weights ``(out_features, in_features)`` 1 bit."""
+
+    side = "weights"
+
+    def extra_numbers(self, weight: Tensor) -> int:
+        """Return how many floats a packed layer keeps beside the bits, without this module's own parameters."""
+        return 0
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the signs of weights (booleans ``(N, K)``) and the scale of each row ``(N,)``, as if binarized now.
+
+        Raises:
+            ValueError: naming the class, if weights are not a sign times a scale per row.
+        """
+        raise self._refuse()
+
+
+class RSign(ActivationQuantizer):
+    """Sign with a learnable threshold per channel (SI-BiViT, Eq. 3; ReActNet).
+
+    Forward ``Sign(x - gamma)``, backward Eq. 2; see :func:`mmbivit.binary.functional.sign_ste`.
+
+    Args:
+        num_features: size of the last axis.
+
+    Shape: ``(*, num_features) -> (*, num_features)``, values -1 and +1; the input itself where ``binarize`` is off.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sign_ste(x, self.gamma.to(x.dtype)) if self.binarize else x
+
+    @property
+    def thresholds(self) -> Tensor:
+        return self.gamma
+
+    def fold(self) -> Tensor:
+        return self.gamma.detach().double()
+
+    def extra_repr(self) -> str:
+        return str(self.gamma.numel())
+
+
+class WeightSign(WeightQuantizer):
+    """Sign of the centred weights times a scale, both per output channel (SI-BiViT, Eq. 4).
+
+    Forward ``theta * Sign(W - mu)`` with ``mu = mean(W)`` and ``theta = mean(|W|)`` over each row; backward clipped
+    straight-through with the factor theta; see :func:`mmbivit.binary.functional.binarize_weight`. It has no parameters.
+
+    Shape: ``(out_features, in_features)``, unchanged; the weights themselves where ``binarize`` is off.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return binarize_weight(weight) if self.binarize else weight
+
+    def extra_numbers(self, weight: Tensor) -> int:
+        return len(weight)  # theta
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        binary = binarize_weight(weight.detach())
+        # torch.signbit tells -0.0 from 0.0, which matters where all weights of a row, and so their scale, are 0.
+        return ~torch.signbit(binary), binary[:, 0].abs()
