@@ -94,7 +94,7 @@ def config_complexity(config: str | Path, shape: Sequence[int] | None = None) ->
         network = complexity(model, input_shape)
         as_float = None
         if isinstance(getattr(model, "backbone", None), StagedModule) and cfg.model.backbone.get("recipe") != "float":
-            changes = dict(recipe="float", mlp_ratio=4, spatial_interaction=None)
+            changes = dict(recipe="float", mlp_ratio=4, spatial_interaction=None, downsample=None, mask_padding=None)
             as_float = _with_backbone(network, MODELS.build(dict(cfg.model.backbone, **changes)))
     return ConfigComplexity(str(config), "classifier" if classifier else "detector", network, as_float)
 
