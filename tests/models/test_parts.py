@@ -9,7 +9,6 @@ from mmbivit.binary import RECIPES, ActivationQuantizer, BinaryLinear, Recipe, W
 from mmbivit.deploy import pack
 from mmbivit.models import BinarySwinTransformer
 from mmbivit.models.stage import StagedModule
-from mmbivit.registry import MODELS
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
 
@@ -39,7 +38,7 @@ def toy(monkeypatch):
 
     def build(**changes):
         torch.manual_seed(0)
-        return MODELS.build(dict(type="BinarySwinTransformer", out_indices=(0, 1), **options | changes))
+        return BinarySwinTransformer(out_indices=(0, 1), **options | changes)
 
     return build
 
