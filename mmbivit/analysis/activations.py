@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import ActivationQuantizer
+from mmbivit.models.backbone import find_block
+from mmbivit.models.observation import observed
 
-from .observation import find_block, observed
 from .unchanged import unchanged
 
 __all__ = ["ActivationDistribution", "activation_distributions"]
@@ -48,7 +49,7 @@ def activation_distributions(
     on the number of images.
 
     Args:
-        network: :class:`mmbivit.models.BinarySwinTransformer`.
+        network: a :class:`mmbivit.models.Backbone`.
         images: normalised images ``(B, 3, H, W)``.
         block: name of a block, by default the last of the first stage.
 
@@ -59,14 +60,14 @@ def activation_distributions(
         ValueError: if there is no such block or no image, if nothing in the block has thresholds, or if a value is no
             number.
     """
-    name, module = find_block(network, block)
+    found = find_block(network, block)
     quantizers = {
         layer: part
-        for layer, part in module.named_modules()
+        for layer, part in found.module.named_modules()
         if isinstance(part, ActivationQuantizer) and part.thresholds is not None
     }
     if not quantizers:
-        raise ValueError(f"nothing in block {name} is binarized with a threshold")
+        raise ValueError(f"nothing in block {found.name} is binarized with a threshold")
     tallies = {layer: _tallies(layer, part.thresholds.detach()) for layer, part in quantizers.items()}
 
     def see(layer: str, args: tuple, output: Tensor) -> None:
@@ -76,7 +77,7 @@ def activation_distributions(
     with torch.no_grad(), unchanged(network, training=False), observed(quantizers, see):
         for image in images:
             network(image)
-    return name, [tally.result() for of_layer in tallies.values() for tally in of_layer]
+    return found.name, [tally.result() for of_layer in tallies.values() for tally in of_layer]
 
 
 def _tallies(layer: str, gamma: Tensor) -> list["_Tally"]:

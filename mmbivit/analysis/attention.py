@@ -1,6 +1,5 @@
 """Attention maps: which tokens of the image one token attends to."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.models.attention import WindowAttention
+from mmbivit.models.backbone import Block, find_block
 from mmbivit.models.layout import WindowLayout
+from mmbivit.models.observation import observed
 
-from .observation import find_block, observed
 from .unchanged import unchanged
 
 __all__ = ["AttentionMap", "attention_map"]
@@ -49,7 +49,7 @@ def attention_map(
     """Run a backbone on an image and return what one token attends to.
 
     Args:
-        network: :class:`mmbivit.models.BinarySwinTransformer` of any recipe, or mmdet's ``SwinTransformer``.
+        network: a :class:`mmbivit.models.Backbone` of any recipe, or mmdet's ``SwinTransformer``.
         image: normalised image ``(1, 3, H, W)``.
         block: name of a block, by default the last of the first stage.
         query: pixel ``(x, y)`` whose token asks, the middle of the image by default.
@@ -57,7 +57,7 @@ def attention_map(
     Raises:
         ValueError: if there is no such block or pixel, or the network is of another kind.
     """
-    name, module = find_block(network, block)
+    found = find_block(network, block)
     height, width = image.shape[-2:]
     x, y = query or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
@@ -65,39 +65,32 @@ def attention_map(
             f"pixel {x} {y} is not in the image, which has {width} x {height} pixels where the network gets it; "
             f"allowed: 0 to {width - 1} and 0 to {height - 1}"
         )
-    weights, layout, binary = _run(network, image, module)
-    patch_size = next(part for part in network.patch_embed.modules() if isinstance(part, nn.Conv2d)).stride[0]
-    stride = patch_size * 2 ** int(name.split(".")[1])
-    token = (y // stride, x // stride)
-    on_grid, on_padding = _of_token(weights, layout, token)
-    return AttentionMap(name, on_grid, token, stride, on_padding, binary)
+    weights, binary = _run(network, image, found)
+    token = (y // found.stride, x // found.stride)
+    on_grid, on_padding = _of_token(weights, found.layout(found.hw_shape((height, width))), token)
+    return AttentionMap(found.name, on_grid, token, found.stride, on_padding, binary)
 
 
-def _run(network: nn.Module, image: Tensor, block: nn.Module) -> tuple[Tensor, WindowLayout, bool]:
-    """Return the attention weights of a block, its layout, and whether the weights are binary."""
-    softmax, holder, layout_of = _parts(block)
+def _run(network: nn.Module, image: Tensor, block: Block) -> tuple[Tensor, bool]:
+    """Return the attention weights of a block, ``(num_windows, heads, N, N)``, and whether they are binary."""
+    softmax = _softmax(block)
     seen = {}
-
-    def see(name: str, args: tuple, output: Tensor) -> None:
-        seen[name] = output if name == "weights" else layout_of(args)
-
-    with torch.no_grad(), unchanged(network, training=False), observed(dict(weights=softmax, layout=holder), see):
+    watching = observed(dict(weights=softmax), lambda name, _, output: seen.update({name: output}))
+    with torch.no_grad(), unchanged(network, training=False), watching:
         network(image)
-    return seen["weights"].float().cpu(), seen["layout"], getattr(softmax, "bits", 32) == 1
+    return seen["weights"].float().cpu(), getattr(softmax, "bits", 32) == 1
 
 
-def _parts(block: nn.Module) -> tuple[nn.Module, nn.Module, Callable[[tuple], WindowLayout]]:
-    """Return a block's softmax, a part that is called with the layout, and how to read it from the arguments."""
-    attention = block.attn
-    if isinstance(attention, WindowAttention):
-        return attention.attention, block.mlp, lambda args: args[1]
-    if hasattr(attention, "w_msa"):  # mmdet's, whose parts get the shape of the grid
-        size, shift = attention.window_size, attention.shift_size
-        return attention.w_msa.softmax, attention, lambda args: WindowLayout(args[1], size, shift)
-    raise ValueError(
-        f"the attention of {type(block).__name__} cannot be looked at; allowed: blocks of "
-        "mmbivit.BinarySwinTransformer and mmdet.SwinTransformer"
-    )
+def _softmax(block: Block) -> nn.Module:
+    """Return the part of a block that makes scores into weights: our attention's, or the one softmax of another's."""
+    ours = [part.attention for part in block.module.modules() if isinstance(part, WindowAttention)]
+    found = ours or [part for part in block.module.modules() if isinstance(part, nn.Softmax)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the attention of {type(block.module).__name__} cannot be looked at; allowed: blocks of "
+            "mmbivit's backbones and of mmdet.SwinTransformer"
+        )
+    return found[0]
 
 
 def _of_token(weights: Tensor, layout: WindowLayout, token: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import numpy as np
 from torch import nn
 
+from mmbivit.models.backbone import find_blocks
 from mmbivit.models.mlp import SpatialInteraction
 
 __all__ = ["balancing_factors"]
@@ -18,8 +19,9 @@ def balancing_factors(network: nn.Module) -> dict[str, np.ndarray]:
         ValueError: if it has none.
     """
     factors = {
-        name.removesuffix(".mlp.si"): module.alpha.detach().float().cpu().numpy().copy()
-        for name, module in network.named_modules()
+        name: module.alpha.detach().float().cpu().numpy().copy()
+        for name, block in find_blocks(network).items()
+        for module in block.module.modules()
         if isinstance(module, SpatialInteraction)
     }
     if not factors:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mmbivit.distill import BlockDistiller, BlockMSELoss
 from mmbivit.engine.decoupled_training_hook import find_staged_backbone
+from mmbivit.models.backbone import find_blocks
+from mmbivit.models.mlp import SpatialInteraction
 from mmbivit.models.stage import StagedModule
-from mmbivit.models.swin import SwinBlock
 
 from .unchanged import unchanged
 
@@ -146,8 +147,12 @@ def _branch_weights(backbone: StagedModule) -> dict[tuple[str, str], nn.Paramete
         raise ValueError(
             "the model is in training stage 1, where spatial interaction is idle; give a checkpoint of stage 2"
         )
-    blocks = {name: block for name, block in backbone.named_modules() if isinstance(block, SwinBlock)}
-    branches = {name: block.mlp.si for name, block in blocks.items() if block.mlp.si is not None}
+    branches = {
+        name: module
+        for name, block in find_blocks(backbone).items()
+        for module in block.module.modules()
+        if isinstance(module, SpatialInteraction)
+    }
     if not branches:
         raise ValueError(
             "the backbone has no spatial interaction branch, whose gradients are compared; "

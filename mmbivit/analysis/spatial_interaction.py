@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.checks import check_integers
+from mmbivit.models.attention import WindowAttention
+from mmbivit.models.backbone import find_blocks
+from mmbivit.models.mlp import SpatialInteraction
+from mmbivit.models.observation import observed
 from mmbivit.models.stage import StagedModule
-from mmbivit.models.swin import SwinBlock
 
-from .observation import observed
 from .unchanged import unchanged
 
 __all__ = ["InteractionRow", "SpatialInteractionCapability", "spatial_interaction"]
@@ -109,22 +111,30 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
     if len(input_shape) != 3:
         raise ValueError(f"input_shape={tuple(input_shape)}; allowed: (channels, height, width)")
     backbone = getattr(module, "backbone", module)
-    blocks = {name: block for name, block in backbone.named_modules() if isinstance(block, SwinBlock)}
-    _check_binary(backbone, blocks)
+    blocks = {name: block.module for name, block in find_blocks(backbone).items()}
+    attentions = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, WindowAttention))}
+    branches = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, SpatialInteraction))}
+    _check_binary(backbone, attentions, branches)
     rows = []
-    for name, (windows, tokens) in _windows(backbone, blocks, input_shape).items():
+    for name, (windows, tokens) in _windows(backbone, attentions, input_shape).items():
         rows.append(InteractionRow(name, ATTENTION, tokens, None, windows, windows * 2 * tokens * (tokens - 1)))
         rows.append(InteractionRow(name, "mlp", tokens, None, windows, 0))
-        if (si := blocks[name].mlp.si) is not None:
+        if (si := branches.get(name)) is not None:
             hidden = si.fc1.out_features
             sic = windows * 2 * hidden * (tokens - 1)
             rows += [InteractionRow(name, f"mlp.si.{fc}", tokens, hidden, windows, sic) for fc in ("fc1", "fc2")]
     return SpatialInteractionCapability(tuple(rows), tuple(input_shape))
 
 
-def _check_binary(backbone: nn.Module, blocks: dict[str, SwinBlock]) -> None:
+def _of_type(block: nn.Module, kind: type) -> list[nn.Module]:
+    return [part for part in block.modules() if isinstance(part, kind)]
+
+
+def _check_binary(
+    backbone: nn.Module, attentions: dict[str, WindowAttention], branches: dict[str, SpatialInteraction]
+) -> None:
     """Raise where the range of an interaction is not 2."""
-    if not blocks:
+    if not attentions:
         raise ValueError(
             f"{type(backbone).__name__} has no spatial interaction capability (Eq. 6): it is defined for binary "
             "attention, such as mmbivit.BinarySwinTransformer's"
@@ -134,9 +144,9 @@ def _check_binary(backbone: nn.Module, blocks: dict[str, SwinBlock]) -> None:
             "the network is in training stage 1, where spatial interaction is idle or attention float; "
             "give one of stage 2"
         )
-    for name, block in blocks.items():
-        bits = [("attention", getattr(block.attn.attention, "bits", 32))]
-        if (si := block.mlp.si) is not None:
+    for name, attention in attentions.items():
+        bits = [("attention", getattr(attention.attention, "bits", 32))]
+        if (si := branches.get(name)) is not None:
             bits += [("token mixing", getattr(linear, "weight_bits", 32)) for linear in (si.fc1, si.fc2)]
         for part, width in bits:
             if width != 1:
@@ -147,7 +157,7 @@ def _check_binary(backbone: nn.Module, blocks: dict[str, SwinBlock]) -> None:
 
 
 def _windows(
-    backbone: nn.Module, blocks: dict[str, SwinBlock], input_shape: Sequence[int]
+    backbone: nn.Module, attentions: dict[str, WindowAttention], input_shape: Sequence[int]
 ) -> dict[str, tuple[int, int]]:
     """Run an image through the backbone; return windows, and tokens of a window, in the attention of each block."""
     shapes: dict[str, tuple[int, int]] = {}
@@ -155,7 +165,6 @@ def _windows(
     def see(name: str, args: tuple, output: Tensor) -> None:
         shapes[name] = (args[0].shape[0], args[0].shape[1])
 
-    attentions = {name: block.attn for name, block in blocks.items()}
     image = next(backbone.parameters()).new_zeros(1, *input_shape)
     try:
         with unchanged(backbone, training=False), observed(attentions, see), torch.no_grad():

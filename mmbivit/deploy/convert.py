@@ -70,9 +70,9 @@ def pack_swin(backbone: "BinarySwinTransformer") -> PackedSwinTransformer:
     packed = PackedSwinTransformer(**_config(backbone))
     packed.to(next(backbone.parameters()).device)
     _pack_patch_embed(backbone, packed)
+    for block in backbone.blocks():
+        _pack_block(block.module, packed.get_submodule(block.name), block.name)
     for i, (stage, packed_stage) in enumerate(zip(backbone.stages, packed.stages, strict=True)):
-        for j, (block, packed_block) in enumerate(zip(stage.blocks, packed_stage.blocks, strict=True)):
-            _pack_block(block, packed_block, f"stages.{i}.blocks.{j}")
         if stage.downsample is not None:
             _pack_merging(stage.downsample, packed_stage.downsample, f"stages.{i}.downsample")
     for i in backbone.out_indices:
@@ -87,7 +87,7 @@ def _check_modules(backbone: nn.Module) -> None:
     from timm.layers import DropPath
 
     from mmbivit import models
-    from mmbivit.models import swin
+    from mmbivit.models import patch, swin
 
     if backbone.stage != 2:
         raise ValueError(
@@ -96,7 +96,7 @@ def _check_modules(backbone: nn.Module) -> None:
     if not any(isinstance(module, BinaryLinear) for module in backbone.modules()):
         raise ValueError(f"{type(backbone).__name__} has no binary layer; pack() takes a binary recipe")
     known = (
-        *(models.BinarySwinTransformer, swin.SwinStage, swin.SwinBlock, swin.PatchEmbed, swin.PatchMerging),
+        *(models.BinarySwinTransformer, swin.SwinStage, swin.SwinBlock, patch.PatchEmbed, swin.PatchMerging),
         *(models.WindowAttention, models.DualBranchMLP, models.SpatialInteraction),
         *(BinaryLinear, RPReLU),
         *(nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.Softmax),
@@ -113,7 +113,7 @@ def _check_modules(backbone: nn.Module) -> None:
 def _config(backbone: "BinarySwinTransformer") -> dict[str, Any]:
     blocks = [stage.blocks[0] for stage in backbone.stages]
     si = blocks[0].mlp.si
-    ratios = {getattr(block.attn.attention, "ratio", 1.0) for stage in backbone.stages for block in stage.blocks}
+    ratios = {getattr(block.module.attn.attention, "ratio", 1.0) for block in backbone.blocks()}
     if len(ratios) > 1:
         raise ValueError(f"the attention of the blocks selects at different ratios {sorted(ratios)}; expected one")
     reductions = [stage.downsample.reduction for stage in backbone.stages if stage.downsample is not None]

@@ -2,6 +2,5 @@
 
 from .distiller import BlockDistiller
 from .losses import BlockMSELoss
-from .recorder import FeatureRecorder, backbone_blocks
 
-__all__ = ["BlockDistiller", "BlockMSELoss", "FeatureRecorder", "backbone_blocks"]
+__all__ = ["BlockDistiller", "BlockMSELoss"]

@@ -1,9 +1,12 @@
 """Adds a distillation loss to a model's own losses, from outside the model."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
-from .recorder import FeatureRecorder, backbone_blocks
+from mmbivit.models.backbone import find_blocks
+from mmbivit.models.observation import observed
 
 __all__ = ["BlockDistiller"]
 
@@ -28,48 +31,53 @@ class BlockDistiller:
     def __init__(self, model: nn.Module, student: nn.Module, teacher: nn.Module, loss: nn.Module, weight: float):
         check_blocks_match(student, teacher)
         blocks = {
-            name: block
-            for name, block in backbone_blocks(student).items()
-            if any(parameter.requires_grad for parameter in block.parameters())
+            name: block.module
+            for name, block in find_blocks(student).items()
+            if any(parameter.requires_grad for parameter in block.module.parameters())
         }
         teacher.eval()  # not chained: mmdet's Swin returns None
         teacher.requires_grad_(False)
-        teacher_blocks = backbone_blocks(teacher)
-        student_recorder = FeatureRecorder(blocks)
-        teacher_recorder = FeatureRecorder({name: teacher_blocks[name] for name in blocks})
+        found = find_blocks(teacher)
+        teacher_blocks = {name: found[name].module for name in blocks}
+        outputs: dict[str, Tensor] = {}
+        watching = ExitStack()
 
         def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            watching.close()  # open still where the last forward failed
+            outputs.clear()
             if _mode(args, kwargs) == "loss":
-                student_recorder.__enter__()
+                watching.enter_context(observed(blocks, lambda name, _, output: outputs.update({name: output})))
 
         def add_loss(module: nn.Module, args: tuple, kwargs: dict, output: dict[str, Tensor]) -> None:
             if _mode(args, kwargs) != "loss":
                 return
-            student_recorder.__exit__()
-            features = student_recorder.pop()
+            watching.close()
+            features = dict(outputs)
+            outputs.clear()  # nothing here may hold their graph
             for name in blocks:
                 if name not in features or not features[name].requires_grad:
                     raise RuntimeError(
                         f"the output of {name} has no gradient, so it cannot be distilled: does the block use "
                         "reentrant checkpointing, or was the backbone run under no_grad?"
                     )
-            with torch.no_grad(), teacher_recorder:
+            targets: dict[str, Tensor] = {}
+            keep = observed(teacher_blocks, lambda name, _, output: targets.update({name: output}))
+            with torch.no_grad(), keep:
                 teacher(kwargs["inputs"] if "inputs" in kwargs else args[0])
-            output["loss_distill"] = weight * loss(features, teacher_recorder.pop())
+            output["loss_distill"] = weight * loss(features, targets)
 
         self._handles = [
             model.register_forward_pre_hook(start, with_kwargs=True),
             model.register_forward_hook(add_loss, with_kwargs=True),
         ]
-        self._recorders = [student_recorder, teacher_recorder]
+        self._watching = watching
 
     def remove(self) -> None:
         """Remove every hook and let go of the teacher."""
         for handle in self._handles:
             handle.remove()
-        for recorder in self._recorders:
-            recorder.remove()
-        self._handles, self._recorders = [], []
+        self._watching.close()
+        self._handles = []
 
 
 def check_blocks_match(student: nn.Module, teacher: nn.Module) -> None:
@@ -78,10 +86,11 @@ def check_blocks_match(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         ValueError: naming what differs.
     """
-    widths = [
-        {name: block.norm1.weight.numel() for name, block in backbone_blocks(backbone).items()}
-        for backbone in (student, teacher)
-    ]
+    widths = []
+    for backbone in (student, teacher):
+        widths.append({name: block.channels for name, block in find_blocks(backbone).items()})
+        if not widths[-1]:
+            raise ValueError(f"{type(backbone).__name__} has no blocks that are known, so there is nothing to distil")
     if widths[0] == widths[1]:
         return
     names = sorted(widths[0].keys() | widths[1].keys())

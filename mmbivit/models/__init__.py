@@ -6,16 +6,20 @@ from mmbivit.registry import MODELS
 
 from .arch import ARCHITECTURES
 from .attention import WindowAttention
+from .backbone import Backbone, Block, find_block, find_blocks
 from .classifier import ImageClassifier
 from .layout import WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
+from .observation import observed
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule
 from .swin import BinarySwinTransformer
 
 __all__ = [
     "ARCHITECTURES",
+    "Backbone",
     "BinarySwinTransformer",
+    "Block",
     "ClassificationPreprocessor",
     "DualBranchMLP",
     "ImageClassifier",
@@ -24,8 +28,11 @@ __all__ = [
     "StagedModule",
     "WindowAttention",
     "WindowLayout",
+    "find_block",
+    "find_blocks",
     "load_checkpoint_file",
     "load_pretrained",
+    "observed",
     "trust_checkpoints",
 ]
 

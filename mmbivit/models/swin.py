@@ -1,66 +1,26 @@
 """Swin Transformer, float or binary, with or without spatial interaction: one class."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from mmengine.logging import MMLogger
-from mmengine.model import BaseModule
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mmbivit.binary import Recipe
-from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_key_mapping
-from mmbivit.checks import check_choice, check_number
+from mmbivit.checks import check_number
 from mmbivit.registry import MODELS
 
-from .arch import (
-    check_arch,
-    check_image_size,
-    check_indices,
-    check_init_cfg,
-    check_recipe,
-    check_settings,
-    check_spatial_interaction,
-    hidden_dims,
-)
+from .arch import check_arch, check_image_size, check_recipe, check_settings, check_spatial_interaction, hidden_dims
 from .attention import WindowAttention
+from .backbone import Backbone
 from .layout import WindowLayout, norm_tokens
 from .mlp import DualBranchMLP, SpatialInteraction
-from .stage import STAGE1_MODES, StagedModule
+from .patch import PatchEmbed
+from .recomputation import RecomputableBlock
 
-__all__ = ["BinarySwinTransformer", "PatchEmbed", "PatchMerging", "SwinBlock", "SwinStage"]
-
-
-class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each to a token; float in every recipe (SI-BiViT 4.1.1).
-
-    Args:
-        in_channels: channels of the image.
-        embed_dims: channels ``C`` of a token.
-        patch_size: height and width of a patch in pixels; the image is padded to whole patches with 0.
-        norm: normalises the tokens, or ``None``.
-
-    Shape: ``(B, in_channels, H, W) -> (B, H'*W', C)`` with ``H' = ceil(H / patch_size)``.
-    """
-
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, norm: nn.Module | None):
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
-        self.norm = norm
-
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the tokens and the height and width of their grid."""
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        x = self.proj(images)
-        hw_shape = (x.shape[2], x.shape[3])
-        x = x.flatten(2).transpose(1, 2)
-        return (x if self.norm is None else norm_tokens(self.norm, x)), hw_shape
+__all__ = ["BinarySwinTransformer", "PatchMerging", "SwinBlock", "SwinStage"]
 
 
 class PatchMerging(nn.Module):
@@ -93,7 +53,7 @@ class PatchMerging(nn.Module):
         return self.reduction(x), merged
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(RecomputableBlock):
     """(Shifted) window attention, then the dual-branch MLP, each with a shortcut.
 
     Args:
@@ -129,48 +89,27 @@ class SwinBlock(nn.Module):
         shift_single_window: bool = True,
         mask_padding: bool = True,
     ):
-        super().__init__()
+        super().__init__(with_cp)
         self.window_size = window_size
         self.shift = shift
         self.shift_single_window = shift_single_window
         self.mask_padding = mask_padding
-        self.with_cp = with_cp
         self.norm1 = recipe.norm_layer(embed_dims)
         self.attn = WindowAttention(embed_dims, num_heads, window_size, recipe, qkv_bias, qk_scale, attn_drop, drop)
         si = None if si_ratio is None else SpatialInteraction(embed_dims, window_size**2, si_ratio, recipe)
         self.mlp = DualBranchMLP(embed_dims, hidden_dims, recipe, si, drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Transform tokens that lie on a grid of ``hw_shape``."""
-        if self.with_cp and self.training and x.requires_grad:
-            contexts = (nullcontext(), _KeptBNStats(self))
-            return checkpoint(self._forward, x, hw_shape, use_reentrant=False, context_fn=lambda: contexts)
-        return self._forward(x, hw_shape)
+    def layout(self, hw_shape: tuple[int, int]) -> WindowLayout:
+        """Return how the tokens of a grid of ``hw_shape`` lie in windows."""
+        single = min(hw_shape) <= self.window_size and not self.shift_single_window
+        return WindowLayout(hw_shape, self.window_size, 0 if single else self.shift)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        single = min(hw_shape) <= self.window_size and not self.shift_single_window
-        layout = WindowLayout(hw_shape, self.window_size, 0 if single else self.shift)
+        layout = self.layout(hw_shape)
         mask = layout.attention_mask(self.mask_padding, x.device)
         x = x + self.drop_path(layout.merge(self.attn(layout.split(norm_tokens(self.norm1, x)), mask)))
         return x + self.drop_path(self.mlp(x, layout))
-
-
-class _KeptBNStats:
-    """Keeps the running statistics of BatchNorm while a checkpointed block is computed again; may be entered anew."""
-
-    def __init__(self, module: nn.Module):
-        self._norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-    def __enter__(self) -> None:
-        self._kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
-        for norm in self._norms:
-            norm.momentum = 0.0
-
-    def __exit__(self, *exc_info: object) -> None:
-        for norm, (momentum, batches) in zip(self._norms, self._kept, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
 
 
 class SwinStage(nn.Module):
@@ -194,7 +133,7 @@ class SwinStage(nn.Module):
 
 
 @MODELS.register_module()
-class BinarySwinTransformer(StagedModule, BaseModule):
+class BinarySwinTransformer(Backbone):
     """Swin Transformer with 1-bit weights and activations and spatial interaction (SI-BiViT).
 
     ``recipe='float'`` is the float Swin, equal to ``mmdet.SwinTransformer`` with the same weights. Float weights of
@@ -267,34 +206,26 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         downsample: str | None = None,
         init_cfg: dict | None = None,
     ):
-        check_init_cfg(init_cfg)
-        super().__init__(init_cfg=init_cfg)
         embed_dims, depths, num_heads = check_arch(arch)
+        super().__init__(len(depths), out_indices, stage1, frozen_stages, norm_eval, convert_weights, init_cfg)
         recipe, mask_padding, downsample = check_recipe(recipe, mask_padding, downsample)
         si_ratio = check_spatial_interaction(spatial_interaction)
-        check_indices(out_indices, frozen_stages, len(depths))
-        check_choice("stage1", stage1, STAGE1_MODES)
         check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, window_size=window_size)
         check_settings(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_settings(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed, with_cp=with_cp)
-        check_settings(shift_single_window=shift_single_window, convert_weights=convert_weights, norm_eval=norm_eval)
+        check_settings(shift_single_window=shift_single_window)
         if qk_scale is not None:
             check_number("qk_scale", qk_scale, 0, 1e6, above=True)
         image_size = check_image_size(pretrain_img_size)
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.strides = [patch_size * 2**i for i in range(len(depths))]
 
         def patch_norm_layer(channels: int) -> nn.Module | None:
             return recipe.norm_layer(channels) if patch_norm else None
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_layer(embed_dims))
-        self.absolute_pos_embed = None
         if use_abs_pos_embed:
-            self.pos_embed_shape = tuple(-(-pixels // patch_size) for pixels in image_size)
-            tokens = self.pos_embed_shape[0] * self.pos_embed_shape[1]
-            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dims))
+            self._add_position_embedding(tuple(-(-pixels // patch_size) for pixels in image_size), embed_dims)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         merging_recipe = replace(recipe, linear=downsample)
@@ -327,74 +258,16 @@ class BinarySwinTransformer(StagedModule, BaseModule):
         for i in self.out_indices:
             self.add_module(f"norm{i}", recipe.norm_layer(self.num_features[i]))
 
-        self._init_linear_layers()
-        self._init_stage(stage1)
-        register_key_mapping(self, convert_foreign=convert_weights)
-        self._freeze_stages()
-
-    def _init_linear_layers(self) -> None:
-        """Initialise linear layers as Swin does: truncated normal, standard deviation 0.02, biases 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if self.absolute_pos_embed is not None:
-            trunc_normal_(self.absolute_pos_embed, std=0.02)
-
-    def init_weights(self) -> None:
-        """Load the checkpoint of ``init_cfg``, if there is one; ``__init__`` has initialised everything already.
-
-        Raises:
-            ValueError: if the checkpoint is of another architecture.
-        """
-        if self.init_cfg:
-            file = self.init_cfg["checkpoint"]
-            missing, unexpected = load_pretrained(self, load_checkpoint_file(file), prefix=self.init_cfg.get("prefix"))
-            MMLogger.get_current_instance().info(
-                f"{type(self).__name__}: loaded {file}; missing {missing or 'none'}, unexpected {unexpected or 'none'}"
-            )
-        self._is_init = True
+        self._finish_init()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of ``out_indices``."""
-        x, hw_shape = self.patch_embed(images)
-        if self.absolute_pos_embed is not None:
-            x = x + self._position_embedding(hw_shape)
-        x = self.drop_after_pos(x)
+        x, hw_shape = self.embed(images)
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x, hw_shape)
             if i in self.out_indices:
-                out = norm_tokens(getattr(self, f"norm{i}"), x)
-                outputs.append(out.view(out.shape[0], *hw_shape, -1).permute(0, 3, 1, 2).contiguous())
+                outputs.append(self.feature_map(x, hw_shape, i))
             if stage.downsample is not None:
                 x, hw_shape = stage.downsample(x, hw_shape)
         return tuple(outputs)
-
-    def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:
-        if hw_shape == self.pos_embed_shape:
-            return self.absolute_pos_embed
-        grid = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.pos_embed_shape)
-        return F.interpolate(grid, size=hw_shape, mode="bicubic").flatten(2).transpose(1, 2)
-
-    def train(self, mode: bool = True) -> "BinarySwinTransformer":
-        """Switch between training and evaluation, but leave frozen parts in evaluation."""
-        super().train(mode)
-        self._freeze_stages()
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        frozen = [self.patch_embed, *self.stages[: self.frozen_stages]]
-        frozen += [getattr(self, f"norm{i}") for i in self.out_indices if i < self.frozen_stages]
-        for module in frozen:
-            module.eval().requires_grad_(False)
-        self.drop_after_pos.eval()
-        if self.absolute_pos_embed is not None:
-            self.absolute_pos_embed.requires_grad_(False)

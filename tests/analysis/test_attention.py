@@ -156,5 +156,5 @@ def test_pixel_outside(pixel):
 def test_attention_of_another_kind():
     network = make_network()
     network.stages[0].blocks[1].attn = nn.Identity()
-    with pytest.raises(ValueError, match="attention of SwinBlock cannot be looked at; allowed: blocks of mmbivit.Bin"):
+    with pytest.raises(ValueError, match="attention of SwinBlock cannot be looked at; allowed: blocks of mmbivit's"):
         attention_map(network, torch.randn(1, 3, 32, 32))

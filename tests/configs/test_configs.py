@@ -22,7 +22,7 @@ TWO_STAGE = [name for name in COCO if "finetune" not in name]
 @pytest.fixture
 def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave new weights as they are in memory: most of the time of building a Swin goes into random numbers."""
-    monkeypatch.setattr("mmbivit.models.swin.trunc_normal_", lambda tensor, std: tensor)
+    monkeypatch.setattr("mmbivit.models.backbone.trunc_normal_", lambda tensor, std: tensor)
     for layer in (nn.Linear, nn.Conv2d):
         monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
 
