@@ -3,12 +3,13 @@
 import re
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear
+from mmbivit.models.observation import observed
 
 from .runtimes import Network, reason
 from .timing import Shape, interleave, use_threads
@@ -26,17 +27,12 @@ def gemm_layers(network: Network, shape: Shape) -> list[tuple[str, int, BinaryLi
     """
     rows: dict[str, int] = {}
 
-    def hook(name: str) -> Callable:
-        return lambda layer, inputs, _: rows.__setitem__(name, inputs[0].numel() // layer.in_features)
+    def see(name: str, args: tuple, output: Tensor) -> None:
+        rows[name] = args[0].numel() // layers[name].in_features
 
     layers = {name: m for name, m in network.model.named_modules() if isinstance(m, BinaryLinear)}
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        with torch.inference_mode():
-            network.model(torch.zeros(shape[0], 3, *shape[1:]))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observed(layers, see), torch.inference_mode():
+        network.model(torch.zeros(shape[0], 3, *shape[1:]))
     found: dict[tuple, tuple[list[str], BinaryLinear]] = {}
     for name, count in rows.items():
         stage, role = re.match(r"stages\.(\d+)\.(?:blocks\.\d+\.)?(.+)", name).groups()
