@@ -11,6 +11,7 @@ import os.path as osp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from mmengine.config import Config
 from timm.data import get_img_extensions
 from timm.utils.misc import natural_key
@@ -197,25 +198,36 @@ def _check_num_classes(cfg: Config, folders: list[_Folder]) -> None:
 
 
 def _check_input_size(cfg: Config, modes: Sequence[str]) -> None:
-    """Raise a ValueError if images are smaller than one token of the last stage."""
-    backbone = (cfg.get("model") or {}).get("backbone") or {}
-    if not is_type(backbone, "BinarySwinTransformer"):
-        return
-    from mmbivit.models.arch import check_arch  # not at the top: mmbivit.models needs mmdet, data does not
+    """Raise a ValueError if images are smaller than the largest token of the backbone."""
+    transforms = [
+        transform
+        for dataset in find_datasets(cfg, modes, is_timm_dataset)
+        for transform in dataset.get("pipeline") or ()
+        if isinstance(transform, dict) and is_type(transform, "TimmTransform")
+    ]
+    smallest = _largest_token((cfg.get("model") or {}).get("backbone") or {}) if transforms else 0
+    for transform in transforms:
+        size = transform.get("input_size", 224)
+        if min(size if isinstance(size, Sequence) else [size]) < smallest:
+            raise ValueError(
+                f"input_size={size} of the TimmTransform is too small for the backbone: a token of its last stage "
+                f"covers {smallest} x {smallest} pixels. Set input_size to {smallest} or more, or take a smaller "
+                "patch_size or fewer stages"
+            )
 
-    _, depths, _ = check_arch(backbone.get("arch", "tiny"))
-    smallest = backbone.get("patch_size", 4) * 2 ** (len(depths) - 1)
-    for dataset in find_datasets(cfg, modes, is_timm_dataset):
-        for transform in dataset.get("pipeline") or ():
-            if not isinstance(transform, dict) or not is_type(transform, "TimmTransform"):
-                continue
-            size = transform.get("input_size", 224)
-            if min(size if isinstance(size, Sequence) else [size]) < smallest:
-                raise ValueError(
-                    f"input_size={size} of the TimmTransform is too small for the backbone: a token of its last stage "
-                    f"covers {smallest} x {smallest} pixels. Set input_size to {smallest} or more, or take a smaller "
-                    "patch_size or fewer stages"
-                )
+
+def _largest_token(backbone: dict) -> int:
+    """Return the pixels along the largest token of a backbone; 0 for one that is not ours."""
+    from mmbivit.models.backbone import Backbone  # not at the top: mmbivit.models needs mmdet, data does not
+    from mmbivit.registry import MODELS
+
+    kind = backbone.get("type")
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
+        return 0
+    with torch.device("meta"):  # neither memory nor random numbers
+        network = MODELS.build(backbone | dict(type=kind))
+    return max(block.stride for block in network.blocks())
 
 
 def _some(names: set[str]) -> str:

@@ -229,7 +229,8 @@ class BinarySwinTransformer(Backbone):
         self.drop_after_pos = nn.Dropout(drop_rate)
 
         merging_recipe = replace(recipe, linear=downsample)
-        drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu")  # numbers, also for "meta"
+        drop_path = iter(rates.tolist())
         self.stages = nn.ModuleList()
         for i, (channels, depth, heads) in enumerate(zip(self.num_features, depths, num_heads, strict=True)):
             blocks = [

@@ -298,7 +298,7 @@ def test_folders_inside_class_folders(pets):
     [
         ({}, 32),
         ({"arch": "small"}, 32),
-        ({"arch": {"embed_dims": 8, "depths": [1, 1], "num_heads": [1, 1]}, "patch_size": 2}, 4),
+        ({"arch": {"embed_dims": 8, "depths": [1, 1], "num_heads": [1, 1]}, "patch_size": 2, "out_indices": [1]}, 4),
     ],
 )
 def test_input_size(pets, backbone, smallest):
