@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
 from mmbivit.checkpoints import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, load_pretrained
-from mmbivit.checkpoints.content import find_state_dict
+from mmbivit.checkpoints.content import find_state_dict, is_float_for
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models import ImageClassifier
 
@@ -72,15 +72,14 @@ def _load_all_weights(
         ValueError: if a weight is missing, left over or of another shape; the message names the first.
     """
     content = load_checkpoint_file(str(checkpoint))
-    is_float = not any("input_quantizer." in key for key in find_state_dict(content))
-    if is_float and any("input_quantizer." in key for key in model.state_dict()):
+    keys = (key.removeprefix("module.").removeprefix("backbone.") for key in find_state_dict(content))
+    if is_float_for(getattr(model, "backbone", model), keys):
         # On load it would pass, since training starts so.
         raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
     try:
         missing, unexpected = load_pretrained(model, content, prefix="")
-    except (ValueError, RuntimeError) as error:  # of our checks, and of torch's on shapes
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{checkpoint} does not fit the config's model: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} does not fit the config's model: {error}") from error
     if kind == "detector":
         _check_output_norms(model, checkpoint, content)
     if left_over:

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from mmbivit.checkpoints import FETCHED_SCHEMES, load_checkpoint_file, refusing_odd_tensors, save_atomically
-from mmbivit.checkpoints.content import find_prefix, find_state_dict
+from mmbivit.checkpoints import FETCHED_SCHEMES, load_checkpoint_file, save_atomically
+from mmbivit.checkpoints.content import STAGE_KEY, find_prefix, find_state_dict
 from mmbivit.checkpoints.names.swin import (
     BINARY_ONLY,
     count_stages,
@@ -145,8 +145,7 @@ def convert_checkpoint(source: str, to: str = "mmbivit", prefix: str | None = No
         raise ValueError(f"to={to!r} is unknown; allowed: {', '.join(map(repr, TARGETS))}")
     checkpoint = load_checkpoint_file(source)
     name = str(source) if str(source).startswith(FETCHED_SCHEMES) else Path(source).name
-    with refusing_odd_tensors():
-        conversion = convert_state_dict(find_state_dict(checkpoint), name, prefix)
+    conversion = convert_state_dict(find_state_dict(checkpoint), name, prefix)
     if conversion.num_classes and isinstance(meta := checkpoint.get("meta"), dict):
         conversion = replace(conversion, dataset_meta=meta.get("dataset_meta") or {})
     return to_timm(conversion) if to == "timm" else conversion
@@ -173,6 +172,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], source: str, prefix: str |
             backbone[key.removeprefix(prefix)] = value
         else:
             skipped[key] = "not of the backbone"
+    _shape(converted, "head.weight", 2)
     num_stages, family = count_stages(backbone), find_family(backbone)
     if not 1 <= num_stages <= MAX_STAGES:
         raise ValueError(
@@ -187,7 +187,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], source: str, prefix: str |
     own = {name: own_value(name, backbone[key], family) for key, name in placed.items()}
     mapped |= {prefix + key: _PREFIX + name for key, name in placed.items()}
     # Float weights of others are those of a finished network.
-    converted |= {_PREFIX + name: value for name, value in ({"training_stage": torch.tensor(2)} | own).items()}
+    converted |= {_PREFIX + name: value for name, value in ({STAGE_KEY: torch.tensor(2)} | own).items()}
     return Conversion(
         source=source,
         family=family,
@@ -249,7 +249,7 @@ def _network_names(names: Iterable[str], depths: tuple[int, ...], required: bool
         patch_norm=not required or "patch_embed.norm.weight" in names,
         use_abs_pos_embed=not required,
     )
-    return set(network.state_dict()) - ({"training_stage"} if required else set())
+    return set(network.state_dict()) - ({STAGE_KEY} if required else set())
 
 
 def _is_own_binary(name: str, family: str) -> bool:
@@ -267,13 +267,27 @@ def _depths(names: Iterable[str]) -> tuple[int, ...]:
 def _find_arch(state_dict: dict[str, Tensor], depths: tuple[int, ...]) -> dict[str, Any]:
     """Return the arguments of :class:`BinarySwinTransformer` that weights with our names show."""
     arch: dict[str, Any] = dict(depths=depths)
-    patches, fc1 = (state_dict.get(key) for key in ("patch_embed.proj.weight", "stages.0.blocks.0.mlp.fc1.weight"))
-    tables = [state_dict.get(f"stages.{i}.blocks.0.attn.relative_position_bias_table") for i in range(len(depths))]
+    patches = _shape(state_dict, "patch_embed.proj.weight", 4)
+    fc1 = _shape(state_dict, "stages.0.blocks.0.mlp.fc1.weight", 2)
+    table = "stages.{}.blocks.0.attn.relative_position_bias_table"
+    tables = [_shape(state_dict, table.format(i), 2) for i in range(len(depths))]
     if patches is not None:
-        arch = dict(embed_dims=len(patches), **arch, patch_size=patches.shape[-1])
+        arch = dict(embed_dims=patches[0], **arch, patch_size=patches[-1])
     if fc1 is not None:
-        arch["mlp_ratio"] = fc1.shape[0] / fc1.shape[1]
+        arch["mlp_ratio"] = fc1[0] / fc1[1]
     if all(table is not None for table in tables):
-        arch["num_heads"] = tuple(table.shape[1] for table in tables)
-        arch["window_size"] = (round(len(tables[0]) ** 0.5) + 1) // 2
+        arch["num_heads"] = tuple(table[1] for table in tables)
+        arch["window_size"] = (round(tables[0][0] ** 0.5) + 1) // 2
     return arch
+
+
+def _shape(state_dict: dict[str, Tensor], key: str, ndim: int) -> tuple[int, ...] | None:
+    """Return the shape of a tensor of ``ndim`` axes, none of them empty, or ``None`` where there is no such key.
+
+    Raises:
+        ValueError: if it has other axes.
+    """
+    shape = None if key not in state_dict else tuple(state_dict[key].shape)
+    if shape is not None and (len(shape) != ndim or 0 in shape):
+        raise ValueError(f"the checkpoint is damaged: {key} has shape {shape}, expected {ndim} axes")
+    return shape

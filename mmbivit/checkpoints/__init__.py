@@ -2,7 +2,7 @@
 
 from .content import drop_configs
 from .fetch import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, save_atomically, trust_checkpoints
-from .fitting import load_pretrained, refusing_odd_tensors, register_classifier_key_mapping, register_key_mapping
+from .fitting import load_pretrained, register_classifier_key_mapping, register_key_mapping
 from .loaders import use_safe_loading
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "drop_configs",
     "load_checkpoint_file",
     "load_pretrained",
-    "refusing_odd_tensors",
     "register_classifier_key_mapping",
     "register_key_mapping",
     "save_atomically",

@@ -1,11 +1,25 @@
-"""What is where in a checkpoint, and texts in it that must not be run."""
+"""What is where in a checkpoint, what kind of network it is of, and texts in it that must not be run."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["drop_configs", "find_prefix", "find_state_dict", "value_at"]
+from mmbivit.binary import Quantizer, RPReLU
+
+__all__ = [
+    "STAGE_KEY",
+    "binary_keys",
+    "check_tensor",
+    "drop_configs",
+    "find_prefix",
+    "find_state_dict",
+    "is_float_for",
+    "value_at",
+]
+
+STAGE_KEY = "training_stage"  # of a backbone of ours, float ones too: the buffer that says 1 or 2
 
 
 def find_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -33,6 +47,54 @@ def find_prefix(keys: Iterable[str], prefix: str | None = None) -> str:
             f"its keys are such as {', '.join(keys[:2]) or '(none)'}"
         )
     return prefix
+
+
+def binary_keys(network: nn.Module) -> list[str]:
+    """Return the keys of a network's state dict that no float network has.
+
+    They are those of its quantizers, of branches that idle in a training stage (spatial interaction) and of RPReLU,
+    and BatchNorm's statistics; none where the network is float.
+    """
+    parts = dict(network.named_modules())
+    if not any(isinstance(part, Quantizer) for part in parts.values()):
+        return []
+    whole = _prefixes(n for n, p in parts.items() if isinstance(p, (Quantizer, RPReLU)) or hasattr(p, "active_stages"))
+    norms = {name: part for name, part in parts.items() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+    statistics = {f"{name}.{key}" for name, norm in norms.items() for key, _ in norm.named_buffers(recurse=False)}
+    return [key for key in network.state_dict() if key.startswith(whole) or key in statistics]
+
+
+def is_float_for(network: nn.Module, keys: Iterable[str]) -> bool:
+    """Whether a network is binary, and a checkpoint for it is of a float one: only a start for training.
+
+    A checkpoint is of a binary network if it has anything below the names of this network's quantizers. Where those
+    have no tensors themselves, other keys that only binary networks have tell; where there are none either, the
+    checkpoint of a float network of ours looks the same and counts as binary, that of others has no training stage.
+
+    Args:
+        network: the backbone that takes the checkpoint.
+        keys: the keys of the checkpoint, under this network's names and without prefix.
+    """
+    keys = set(keys)
+    quantizers = _prefixes(name for name, part in network.named_modules() if isinstance(part, Quantizer))
+    if not quantizers or any(key.startswith(quantizers) for key in keys):
+        return False
+    expected = binary_keys(network)
+    if any(key.startswith(quantizers) for key in expected):
+        return True
+    return keys.isdisjoint(expected or [STAGE_KEY])
+
+
+def _prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)
+
+
+def check_tensor(key: str, value: Any) -> None:
+    """Raise a ValueError if what a checkpoint holds under a key is no plain tensor, with which one can compute."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the checkpoint is damaged: {key} is a {type(value).__name__}, expected a tensor")
+    if value.layout != torch.strided or value.is_quantized:
+        raise ValueError(f"the checkpoint is damaged: {key} is a sparse or quantized tensor, expected a plain one")
 
 
 def drop_configs(checkpoint: dict[str, Any]) -> dict[str, Any]:

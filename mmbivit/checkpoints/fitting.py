@@ -7,18 +7,19 @@ Swin weights of mmdet, timm and the official Swin, for float and binary networks
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .content import find_prefix, find_state_dict
-from .names.swin import BINARY_ONLY, head_name, is_foreign, to_own_keys
+from .content import STAGE_KEY, binary_keys, check_tensor, find_prefix, find_state_dict, is_float_for
+from .names.swin import QUANTIZER, head_name, is_foreign, to_own_keys
 
-__all__ = ["load_pretrained", "refusing_odd_tensors", "register_classifier_key_mapping", "register_key_mapping"]
+__all__ = ["load_pretrained", "register_classifier_key_mapping", "register_key_mapping"]
+
+_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 
 
 def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str | None = None) -> tuple[list, list]:
@@ -41,7 +42,9 @@ def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str |
     state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     try:
         missing, unexpected = module.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:  # torch's list of what does not fit
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):  # torch's list of what does not fit
+            raise
         raise ValueError(str(error).strip().splitlines()[-1].strip()) from error
     return [key for key in missing if not key.endswith("num_batches_tracked")], unexpected
 
@@ -70,13 +73,17 @@ def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> Non
     def hook(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         current = module.state_dict()
-        with refusing_odd_tensors():
-            if convert_foreign and is_foreign(own):
-                own = to_own_keys(own, len(module.stages))
-                own["training_stage"] = current["training_stage"]
-            if own:
-                _match_output_norms(own, current, len(module.stages))
-                _fit(own, current)
+        foreign = convert_foreign and is_foreign(own)
+        if foreign:
+            own = to_own_keys(own, len(module.stages))
+        from_float = is_float_for(module, own)
+        if foreign:
+            own[STAGE_KEY] = current[STAGE_KEY]
+        if own:
+            _match_output_norms(own, current, len(module.stages))
+            _fit(own, current, from_float)
+        if own and from_float:
+            _start_fresh(own, current, binary_keys(module))
         state_dict.update({prefix + key: value for key, value in own.items()})
 
     module.register_load_state_dict_pre_hook(hook)
@@ -112,16 +119,6 @@ def register_classifier_key_mapping(module: nn.Module) -> None:
     module.register_load_state_dict_pre_hook(hook)
 
 
-@contextmanager
-def refusing_odd_tensors() -> Iterator[None]:
-    """Turn what goes wrong with tensors of unforeseen kinds and shapes into a ValueError of one line."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"the checkpoint's tensors do not fit together: {type(error).__name__}: {reason}") from error
-
-
 def _match_output_norms(state_dict: dict[str, Tensor], current: dict[str, Tensor], num_stages: int) -> None:
     """Drop norms of stages that the network does not return; where only the last was trained, keep its other ones."""
     given, wanted = ({i for i in range(num_stages) if f"norm{i}.weight" in keys} for keys in (state_dict, current))
@@ -135,56 +132,66 @@ def _match_output_norms(state_dict: dict[str, Tensor], current: dict[str, Tensor
         print_log(f"The checkpoint has the last stage's norm only, as classifiers do: {names} start fresh.", "current")
 
 
-def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
+def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], from_float: bool) -> None:
     """Fit a state dict with our own keys to the network's tensors, in place."""
     if not any(key in current for key in state_dict):
         raise ValueError(f"the checkpoint is of another arch: none of its keys, such as {next(iter(state_dict))}, fits")
     for key, value in state_dict.items():
+        if key in current:
+            check_tensor(key, value)
         if key.endswith("relative_position_bias_table") and key in current:
-            state_dict[key] = _resize_bias_table(value, len(current[key]))
-    is_binary = any(key.endswith("input_quantizer.gamma") for key in current)
-    from_float = is_binary and not any(key.endswith("input_quantizer.gamma") for key in state_dict)
+            state_dict[key] = _resize_bias_table(value, current[key])
     if from_float:
         _keep_largest_units(state_dict, current)
     for key, value in state_dict.items():
         expected = current[key].shape if key in current else None
         if expected is None and re.match(r"stages\.\d+\.(blocks\.\d+\.(attn|mlp\.fc)|downsample\.)", key):
-            if "input_quantizer" not in key and "qkv_quantizer" not in key:
+            if not QUANTIZER.search(key):
                 raise ValueError(f"the checkpoint is of another arch: it has {key}, which this network has not")
         elif expected is not None and value.shape != expected:
             raise ValueError(
                 f"the checkpoint is of another arch: {key} has shape {tuple(value.shape)}, "
                 f"this network expects {tuple(expected)}; check arch, mlp_ratio, window_size and spatial_interaction"
             )
-    if from_float:
-        for key in filter(BINARY_ONLY.search, current):
-            state_dict.setdefault(key, current[key])
-        # Nothing is missing then, so that MMEngine has no warning of its own.
-        print_log(
-            "The weights are of a float network, this one is binary: thresholds, spatial interaction and statistics "
-            "start fresh. It has to be trained before its predictions mean anything.",
-            "current",
-            logging.WARNING,
-        )
 
 
-def _resize_bias_table(table: Tensor, length: int) -> Tensor:
-    """Interpolate a position bias table ``(L, heads)`` to ``(length, heads)``."""
-    if len(table) == length:
+def _start_fresh(state_dict: dict[str, Tensor], current: dict[str, Tensor], keys: list[str]) -> None:
+    """Keep the network's own tensors of these keys where a float network has none, in place, and say so."""
+    for key in keys:
+        state_dict.setdefault(key, current[key])
+    # Nothing is missing then, so that MMEngine has no warning of its own.
+    print_log(
+        "The weights are of a float network, this one is binary: thresholds, spatial interaction and statistics "
+        "start fresh. It has to be trained before its predictions mean anything.",
+        "current",
+        logging.WARNING,
+    )
+
+
+def _resize_bias_table(table: Tensor, expected: Tensor) -> Tensor:
+    """Interpolate a position bias table ``(L, heads)`` to the length of another one, if it is one of such a network."""
+    if table.ndim != 2 or table.shape[1] != expected.shape[1] or table.dtype not in _COMPUTED:
         return table
-    old, new = (round(n**0.5) for n in (len(table), length))
+    old, new = (round(len(of_window) ** 0.5) for of_window in (table, expected))
+    if old in (0, new) or old**2 != len(table):
+        return table
     grid = table.T.reshape(1, -1, old, old)
     return F.interpolate(grid, size=(new, new), mode="bicubic").flatten(2)[0].T.contiguous()
 
 
 def _keep_largest_units(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
-    """Cut the hidden layer of each MLP to the network's width, keeping the units of largest norm in their order."""
+    """Cut the hidden layer of each MLP to the network's width, keeping the units of largest norm in their order.
+
+    Where its tensors do not fit each other they stay as they are, too large for the network.
+    """
     for key in [key for key in state_dict if key.endswith(".mlp.fc1.weight") and key in current]:
-        stem = key.removesuffix("fc1.weight")
-        width = len(current[key])
-        fc1, fc2 = state_dict[key], state_dict[stem + "fc2.weight"]
-        if len(fc1) <= width:
+        names = [key, key.replace("fc1.weight", "fc1.bias"), key.replace("fc1.weight", "fc2.weight")]
+        if not all(name in state_dict and state_dict[name].dtype in _COMPUTED for name in names):
+            continue
+        fc1, bias, fc2 = (state_dict[name] for name in names)
+        width, units = len(current[key]), fc1.shape[:1]
+        if fc1.ndim != 2 or fc2.ndim != 2 or bias.shape != units or fc2.shape[1:] != units or len(fc1) <= width:
             continue
         keep = (fc1.norm(dim=1) * fc2.norm(dim=0)).topk(width).indices.sort().values
-        state_dict[key], state_dict[stem + "fc2.weight"] = fc1[keep], fc2[:, keep]
-        state_dict[stem + "fc1.bias"] = state_dict[stem + "fc1.bias"][keep]
+        for name, value in zip(names, (fc1[keep], bias[keep], fc2[:, keep]), strict=True):
+            state_dict[name] = value

@@ -5,6 +5,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmbivit.binary import Quantizer
+from mmbivit.checkpoints.content import STAGE_KEY
 
 __all__ = ["STAGE1_MODES", "StagedModule"]
 
@@ -26,7 +27,7 @@ class StagedModule(nn.Module):
     """
 
     # An integer buffer is saved, loaded and broadcast like any other; the Python mirror spares a device sync.
-    _STAGE_KEY = "training_stage"
+    _STAGE_KEY = STAGE_KEY
 
     def _init_stage(self, stage1: str) -> None:
         """Register the stage; call at the end of ``__init__``, when all layers exist."""

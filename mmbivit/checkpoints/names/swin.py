@@ -8,8 +8,11 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from mmbivit.checkpoints.content import STAGE_KEY, check_tensor
+
 __all__ = [
     "BINARY_ONLY",
+    "QUANTIZER",
     "count_stages",
     "find_family",
     "head_name",
@@ -32,7 +35,10 @@ _TO_TIMM = ((r"^stages\.", "layers."), (r"\.mlp\.norm\.", ".norm2."), (r"^head\.
 _DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^head\.")
 _FOREIGN = re.compile(r"^layers\.|^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.|\.blocks\.\d+\.norm2\.")
 _OPENMMLAB = re.compile(r"^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.")
-BINARY_ONLY = re.compile(r"_quantizer\.|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
+# Below the attributes of layers that hold quantizers, whatever these call their tensors.
+QUANTIZER = re.compile(r"_quantizer\.|\.attn\.attention\.")
+# Of files without a network to ask; where there is one, see mmbivit.checkpoints.content.binary_keys.
+BINARY_ONLY = re.compile(rf"{QUANTIZER.pattern}|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
 
 
 def is_foreign(keys: Iterable[str]) -> bool:
@@ -53,7 +59,8 @@ def find_family(keys: Iterable[str]) -> str:
 
 def count_stages(keys: Iterable[str]) -> int:
     """Return how many stages the keys of a Swin backbone have; 0 if they are of another architecture."""
-    matches = (re.match(r"(?:layers|stages)\.(\d+)\.blocks\.\d+\.", key) for key in keys)
+    weights = (key for key in keys if not _DROPPED.search(key))
+    matches = (re.match(r"(?:layers|stages)\.(\d+)\.blocks\.\d+\.", key) for key in weights)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
@@ -88,9 +95,18 @@ def to_own_keys(state_dict: dict[str, Tensor], num_stages: int) -> dict[str, Ten
 
 
 def own_value(name: str, value: Tensor, family: str) -> Tensor:
-    """Bring a tensor with our name into our layout: mmdet orders the ``4 * C`` inputs of patch merging otherwise."""
+    """Bring a tensor with our name into our layout: mmdet orders the ``4 * C`` inputs of patch merging otherwise.
+
+    Raises:
+        ValueError: if it has no such axis.
+    """
     if family != "mmdet" or ".downsample." not in name:
         return value
+    check_tensor(name, value)
+    if not value.ndim or value.shape[-1] % 4:
+        raise ValueError(
+            f"the checkpoint is damaged: {name} has shape {tuple(value.shape)}, whose last axis is not 4 * C"
+        )
     # mmdet's order is (channel, row, column), ours and the official one (column, row, channel).
     channels = value.shape[-1] // 4
     return value.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
@@ -99,7 +115,7 @@ def own_value(name: str, value: Tensor, family: str) -> Tensor:
 def timm_name(key: str, num_stages: int) -> str | None:
     """Return timm's name of one of our keys, of a float classifier without prefix; ``None`` if timm has none."""
     key = re.sub(rf"^norm{num_stages - 1}\.", "norm.", key)
-    if re.match(r"norm\d+\.|training_stage$|absolute_pos_embed$", key):
+    if key == STAGE_KEY or re.match(r"norm\d+\.|absolute_pos_embed$", key):
         return None
     if ".downsample." in key:
         key = _shift_stage(key, 1)
