@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmbivit.binary import BinaryLinear, RSign, SoftmaxThreshold
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, SoftmaxThreshold
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.models import BinarySwinTransformer
 
@@ -145,18 +145,32 @@ def plain_copy(network: nn.Module) -> nn.Module:
     """Copy a network of stage 2 without what only training needs: binary layers become a comparison and a linear layer.
 
     Weights are binarized once, in the copy. It computes exactly the same.
+
+    Raises:
+        ValueError: naming the layer and the class, if a quantizer of activations is no comparison with thresholds.
     """
     plain = copy.deepcopy(network).eval().requires_grad_(False)
-    for module in list(plain.modules()):
+    for path, module in list(plain.named_modules()):
+        if isinstance(module, BinaryLinear):
+            continue  # it is replaced with its quantizers
         for name, child in module.named_children():
+            where = f"{path}.{name}".lstrip(".")
             if isinstance(child, BinaryLinear):
                 linear = _Linear(child.effective_weight().detach(), child.bias)
-                setattr(module, name, nn.Sequential(_Sign(child.input_quantizer.gamma), linear))
-            elif isinstance(child, RSign):
-                setattr(module, name, _Sign(child.gamma))
-            elif isinstance(child, SoftmaxThreshold):
-                setattr(module, name, _SelectKeys(child.ratio))
+                sign = _plain_quantizer(f"{where}.input_quantizer", child.input_quantizer)
+                setattr(module, name, nn.Sequential(sign, linear))
+            elif isinstance(child, ActivationQuantizer):
+                setattr(module, name, _plain_quantizer(where, child))
     return plain
+
+
+def _plain_quantizer(name: str, quantizer: ActivationQuantizer) -> nn.Module:
+    """Return the comparison that a quantizer folds into."""
+    try:
+        folded = quantizer.fold()
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be exported: {error}") from error
+    return _SelectKeys(folded) if isinstance(quantizer, SoftmaxThreshold) else _Sign(folded.float())
 
 
 def compare_with_torch(graph: "ModelProto", network: nn.Module, plain: nn.Module, images: Tensor) -> OnnxComparison:

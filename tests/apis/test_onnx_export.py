@@ -12,7 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmbivit.apis.onnx_export import compare_with_torch, export_onnx, load_network, plain_copy
-from mmbivit.binary import BinaryLinear, RSign
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, Quantizer, Recipe, RSign, sign_ste
+from mmbivit.models import BinarySwinTransformer
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -141,6 +142,51 @@ def test_a_float_network(trained, tmp_path):
     images = torch.randn(2, 3, 20, 32)
     with torch.no_grad():
         assert_equal_up_to_rounding(run(out, images)["logits"], network(images))
+
+
+class Shifted(ActivationQuantizer):
+    """A sign whose threshold has another name."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(num_features))
+
+    def forward(self, x):
+        return sign_ste(x, self.shift)
+
+    def fold(self):
+        return self.shift.detach().double()
+
+
+class Doubled(RSign):
+    """Twice the sign, which is no comparison alone."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+    def fold(self):
+        raise self._refuse()
+
+
+def swin(quantizer) -> nn.Module:
+    arch = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
+    recipe = Recipe(input_quantizer=quantizer)
+    return randomize(BinarySwinTransformer(arch=arch, recipe=recipe, window_size=4, out_indices=(0, 1))).eval()
+
+
+def test_the_plain_copy_takes_the_thresholds_that_quantizers_fold_to():
+    torch.manual_seed(0)
+    network, images = swin(Shifted), torch.randn(1, 3, 40, 36)
+    plain = plain_copy(network)
+    assert not any(isinstance(module, Quantizer) for module in plain.modules())
+    with torch.inference_mode():
+        for a, b in zip(plain(images), network(images), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_quantizer_that_does_not_fold_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0\.attn\S* cannot be exported: Doubled does not fold"):
+        plain_copy(swin(Doubled))
 
 
 def test_the_plain_copy_computes_the_same_and_leaves_the_network_alone(trained):
