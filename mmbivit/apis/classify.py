@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from mmbivit.checks import check_integer
 from mmbivit.datasets.timm_dataset import to_rgb
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models.classifier import ImageClassifier
@@ -27,7 +28,7 @@ from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
 from .predict import check_out_dir, check_run_options, find_images, refuse_packed_file
 
-__all__ = ["build_transform", "check_topk", "classify", "classify_files", "load_image", "predictions_table"]
+__all__ = ["build_transform", "classify", "classify_files", "load_image", "predictions_table"]
 
 MAX_RATIO = 1000  # of the sides of an image; with 256 rows it has 256000 columns then
 
@@ -63,7 +64,7 @@ def classify(
         UnusableImagesError: after all others were classified, if images cannot be read or have too many pixels.
         ValueError: if the checkpoint is of another model or packed, or an option has no sense.
     """
-    check_topk(topk)
+    check_integer("--topk", topk, 1)
     check_run_options(device, batch_size, max_pixels)
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
@@ -78,12 +79,6 @@ def classify(
         model = MODELS.build(cfg.model)
     load_classifier(model, checkpoint)
     return classify_files(model.to(device or get_device()), transform, files, out_dir, batch_size, max_pixels)
-
-
-def check_topk(topk: int) -> None:
-    """Raise a ValueError for less than one class per image."""
-    if topk < 1:
-        raise ValueError(f"--topk {topk}; allowed: 1 or more")
 
 
 def classify_files(

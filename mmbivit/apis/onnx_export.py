@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, SoftmaxThreshold
+from mmbivit.checks import check_integer
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.models import BinarySwinTransformer
 
@@ -376,6 +377,6 @@ def _check_options(out: Path, size: tuple[int, int], batch_size: int | None, che
         raise ValueError(f"OUT {out}: expected a name that ends in .onnx")
     if len(size) != 2 or not all(isinstance(pixels, int) and pixels > 0 for pixels in size):
         raise ValueError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size}; allowed: 1 or more, or leave it out for any number")
+    if batch_size is not None:
+        check_integer("--batch-size", batch_size, 1)
     check_writable("OUT", out)

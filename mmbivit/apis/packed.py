@@ -12,13 +12,14 @@ from mmengine.registry import DefaultScope
 from rich.table import Table
 from torch import Tensor, nn
 
+from mmbivit.checks import check_integer
 from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.header import SUFFIX, read_header
 from mmbivit.deploy.whole_models import PACKED_BACKBONE
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
-from .classify import check_topk, classify_files
+from .classify import classify_files
 from .config import load_config
 from .images import MAX_PIXELS
 from .predict import (
@@ -196,7 +197,7 @@ def classify_packed(
         UnusableImagesError: after all others were predicted, if images cannot be read or have too many pixels.
         ValueError: if the file is of anything else or an option has no sense.
     """
-    check_topk(topk)
+    check_integer("--topk", topk, 1)
     check_run_options(None, batch_size, max_pixels)
     if out_dir is not None:
         check_out_dir(out_dir)

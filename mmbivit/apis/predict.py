@@ -14,7 +14,7 @@ from torch import nn
 
 from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.checkpoints import use_safe_loading
-from mmbivit.checks import check_number
+from mmbivit.checks import check_integer, check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.deploy.header import SUFFIX
@@ -97,8 +97,7 @@ def refuse_packed_file(checkpoint: str | Path) -> None:
 def check_run_options(device: str | None, batch_size: int, max_pixels: int) -> None:
     """Raise a ValueError for a batch size or a number of pixels below 1, or a device that cannot be used here."""
     for name, number in (("batch-size", batch_size), ("max-pixels", max_pixels)):
-        if number < 1:
-            raise ValueError(f"--{name} {number}; allowed: 1 or more")
+        check_integer(f"--{name}", number, 1)
     if not device:
         return
     if device.startswith("cuda") and not torch.cuda.is_available():

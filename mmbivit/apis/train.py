@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmbivit.checkpoints import use_safe_loading
+from mmbivit.checks import check_integer
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import TerminationHook, find_resumable_checkpoint
 
@@ -86,8 +87,7 @@ def train_config(
     if amp:
         enable_amp(cfg, None if amp is True else amp)
     if accumulate is not None:
-        if accumulate < 1:
-            raise ValueError(f"--accumulate {accumulate}; allowed: 1 or more")
+        check_integer("--accumulate", accumulate, 1)
         cfg.optim_wrapper.accumulative_counts = accumulate
     if auto_scale_lr:
         _scale_lr(cfg)
@@ -104,8 +104,7 @@ def train_config(
         check_seed("--seed", seed)
         cfg.merge_from_dict({"randomness.seed": seed})
     if skip_non_finite is not None:
-        if skip_non_finite < 0:
-            raise ValueError(f"--skip-non-finite {skip_non_finite}; allowed: 0 or more")
+        check_integer("--skip-non-finite", skip_non_finite, 0)
         hook = dict(type="mmbivit.NonFiniteHook", max_skipped=skip_non_finite)
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
     return cfg

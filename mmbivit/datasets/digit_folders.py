@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mmbivit.checks import check_integer
+
 from .digit_scenes import CREDITS, DIGIT_CLASSES, SPLITS
 from .made_folders import (
     ADVICE,
     check_complete,
-    check_integer,
     check_not_foreign,
     check_same_options,
     new_folder,
@@ -148,14 +149,14 @@ def _check_options(train: int, val: int, size: int, seed: int, clutter: tuple[in
         check_integer(name, value, minimum)
     if not isinstance(clutter, (tuple, list)) or len(clutter) != 2:
         raise ValueError(f"clutter must be a (least, most) pair of numbers of fragments, got {clutter!r}")
-    check_integer("clutter: the least", clutter[0], minimum=0)
-    check_integer("clutter: the most", clutter[1], minimum=clutter[0])
+    check_integer("clutter[0]", clutter[0], 0)
+    check_integer("clutter[1]", clutter[1], clutter[0])
     return {
-        "train": train,
-        "val": val,
-        "size": size,
-        "seed": seed,
-        "clutter": list(clutter),
+        "train": int(train),  # JSON knows no NumPy integers
+        "val": int(val),
+        "size": int(size),
+        "seed": int(seed),
+        "clutter": [int(bound) for bound in clutter],
         "generator": GENERATOR_VERSION,
     }
 
@@ -220,7 +221,7 @@ def draw_digit_folders(root: str | os.PathLike, split: str = "val", per_class: i
 
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    check_integer("per_class", per_class, minimum=1)
+    check_integer("per_class", per_class, 1)
     folders = DigitFolders.load(root)
     figure = Figure(figsize=(2 * (0.7 * per_class + 0.3), 5 * 0.7), dpi=100)
     for digit, name in enumerate(DIGIT_CLASSES):

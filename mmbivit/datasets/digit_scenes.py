@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from mmbivit.checks import check_integer
+
 from .made_folders import (
     ADVICE,
     check_complete,
-    check_integer,
     check_not_foreign,
     check_same_options,
     new_folder,
@@ -175,17 +176,17 @@ def _check_options(train: int, val: int, size: Any, max_digits: int, seed: int, 
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, (tuple, list)) else []
     if len(sides) != 2:
         raise ValueError(f"size must be one number or a (height, width) pair, got {size!r}")
-    for name, side in zip(("height", "width"), sides, strict=True):
-        check_integer(f"size: the {name}", side, minimum=32)
+    for i, side in enumerate(sides):
+        check_integer(f"size[{i}]", side, 32)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return {
         "layout": layout,
-        "size": sides,
-        "train": train,
-        "val": val,
-        "max_digits": max_digits,
-        "seed": seed,
+        "size": [int(side) for side in sides],  # JSON knows no NumPy integers
+        "train": int(train),
+        "val": int(val),
+        "max_digits": int(max_digits),
+        "seed": int(seed),
         "generator": GENERATOR_VERSION,
     }
 

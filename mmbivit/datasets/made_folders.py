@@ -18,12 +18,6 @@ PACKAGES = ("numpy", "pillow", "pycocotools", "scikit-image", "scikit-learn", "s
 ADVICE = "Choose another folder, or pass overwrite (--overwrite) to make it again."
 
 
-def check_integer(name: str, value: Any, minimum: int) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-
-
 def package_versions() -> dict[str, str]:
     """Versions of the packages whose work is in the pixels."""
     return {name: metadata.version(name) for name in PACKAGES}

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from .digit_scenes import SPLITS, DigitScenes, check_integer
+from mmbivit.checks import check_integer
+
+from .digit_scenes import SPLITS, DigitScenes
 from .scene_rendering import LUMINANCE
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def draw_scenes(root: str | os.PathLike, split: str = "val", count: int = 12, co
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     for name, value in (("count", count), ("columns", columns)):
-        check_integer(name, value, minimum=1)
+        check_integer(name, value, 1)
     scenes = DigitScenes.load(root)
     content = json.loads(scenes.ann_file(split).read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}

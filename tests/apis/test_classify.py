@@ -83,7 +83,7 @@ def test_topk_is_at_most_the_number_of_classes(predicted, image_folders):
     (result,) = predicted([image_folders / "val" / "red" / "red_0.png"])
     assert len(result["labels"]) == 3
     assert sum(result["scores"]) == pytest.approx(1)
-    with pytest.raises(ValueError, match="--topk 0; allowed: 1 or more"):
+    with pytest.raises(ValueError, match="--topk=0; allowed: an integer of 1 or more"):
         predicted([image_folders / "val"], topk=0)
 
 

@@ -259,13 +259,13 @@ def test_bad_input_of_predictions_is_named(
             function(file, images, tmp_path)
     with pytest.raises(ValueError, match="--out-dir DIR is needed"):
         detect_packed(detector_file, images)
-    with pytest.raises(ValueError, match="--batch-size 0"):
+    with pytest.raises(ValueError, match="--batch-size=0"):
         detect_packed(detector_file, images, tmp_path, batch_size=0)
-    with pytest.raises(ValueError, match="--max-pixels 0"):
+    with pytest.raises(ValueError, match="--max-pixels=0"):
         detect_packed(detector_file, images, tmp_path, max_pixels=0)
     with pytest.raises(ValueError, match="--score-thr=nan"):
         detect_packed(detector_file, images, tmp_path, score_thr=float("nan"))
-    with pytest.raises(ValueError, match="--topk 0"):
+    with pytest.raises(ValueError, match="--topk=0"):
         classify_packed(classifier_file, images, topk=0)
     with pytest.raises(FileNotFoundError, match="packed file no.safetensors does not exist"):
         detect_packed("no.safetensors", images, tmp_path)

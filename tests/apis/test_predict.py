@@ -139,7 +139,7 @@ def test_batch_size_changes_no_detection(configs, float_checkpoint, folder, tmp_
 
 
 def test_options_without_sense_are_named(configs, float_checkpoint, folder, monkeypatch):
-    with pytest.raises(ValueError, match="--batch-size 0"):
+    with pytest.raises(ValueError, match="--batch-size=0"):
         predict(configs["float"], float_checkpoint, [folder], "out", batch_size=0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda:0: PyTorch finds no CUDA"):

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from mmbivit.checks import check_integer
+
 from .kernels import breakdown, measure_gemm
 from .memory import measure_memory
 from .networks import make_networks
@@ -84,8 +86,8 @@ def check_options(shapes: Sequence[Shape], runtimes: Sequence[str], repeats: int
     unknown = [name for name in runtimes if name not in RUNTIMES]
     if unknown:
         raise ValueError(f"unknown runtimes {', '.join(unknown)}; allowed: {', '.join(RUNTIMES)}")
-    if repeats < 1 or threads < 1:
-        raise ValueError(f"repeats={repeats}, threads={threads}; allowed: 1 or more")
+    check_integer("repeats", repeats, 1)
+    check_integer("threads", threads, 1)
     for shape in shapes:
         if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 32:
             raise ValueError(f"size {size_name(shape)}; expected batch x height x width, 32 pixels or more")
