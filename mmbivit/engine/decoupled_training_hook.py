@@ -177,7 +177,9 @@ class DecoupledTrainingHook(Hook):
             teacher_freed = ", teacher freed"
         if stage == 2:
             # MMEngine would go on logging the last value, also after a resume.
-            runner.message_hub.log_scalars.pop("train/loss_distill", None)
+            hub = runner.message_hub
+            hub.log_scalars.pop("train/loss_distill", None)
+            hub._resumed_keys.pop("train/loss_distill", None)  # else a resumed run warns that it is missing
         if stage == 2 and before == 1:
             # An accumulation that the switch cuts has gathered gradients of another network.
             for wrapper in optim_wrappers(runner).values():
