@@ -27,12 +27,14 @@ from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
 from .predict import check_out_dir, check_run_options, find_images, refuse_packed_file
+from .quiet import quiet
 
 __all__ = ["build_transform", "classify", "classify_files", "load_image", "predictions_table"]
 
 MAX_RATIO = 1000  # of the sides of an image; with 256 rows it has 256000 columns then
 
 
+@quiet()
 def classify(
     config: str | Path,
     checkpoint: str | Path,

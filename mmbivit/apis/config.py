@@ -16,6 +16,8 @@ from mmbivit.checks import did_you_mean
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import check_writable
 
+from .quiet import quiet
+
 __all__ = ["is_classifier", "load_config", "refuse_options", "set_work_dir"]
 
 # Our configs take these variables as the place of a checkpoint, with a default: '{{$VARIABLE:default}}'.
@@ -66,6 +68,7 @@ class _YamlHandler(YamlHandler):
         return yaml.load(text, _FastDataLoader if depth < 2000 else _DataLoader)
 
 
+@quiet()
 def load_config(
     path: str | Path,
     cfg_options: dict[str, Any] | None = None,

@@ -26,6 +26,7 @@ from .config import is_classifier, load_config, refuse_options, set_work_dir
 from .device import distributed, set_launcher
 from .packed import load_into, load_packed, use_packed_backbone
 from .predict import is_packed_file
+from .quiet import quiet
 from .run import build_runner
 from .run_settings import check_run_settings
 
@@ -88,6 +89,7 @@ def evaluation_config(
     return cfg
 
 
+@quiet()
 def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
     """Evaluate the checkpoint ``cfg.load_from`` on the test data and return the metrics.
 

@@ -31,6 +31,7 @@ from .predict import (
     make_inferencer,
     write_detections,
 )
+from .quiet import quiet
 
 __all__ = [
     "Export",
@@ -71,6 +72,7 @@ class Export:
     difference: float
 
 
+@quiet()
 def export_packed(
     config: str | Path,
     checkpoint: str | Path,
@@ -156,6 +158,7 @@ def packed_kind(file: str | Path, **options: Any) -> str:
     return kind
 
 
+@quiet()
 def detect_packed(
     file: str | Path,
     images: Sequence[str | Path],
@@ -182,6 +185,7 @@ def detect_packed(
     return write_detections(inferencer, files, out_dir, score_thr, batch_size)
 
 
+@quiet()
 def classify_packed(
     file: str | Path,
     images: Sequence[str | Path],

@@ -2,13 +2,15 @@
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
+from mmengine.visualization import Visualizer
 from rich.progress import track
 from torch import nn
 
@@ -24,6 +26,7 @@ from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
+from .quiet import quiet
 
 __all__ = [
     "check_out_dir",
@@ -110,6 +113,7 @@ def check_run_options(device: str | None, batch_size: int, max_pixels: int) -> N
         ) from error
 
 
+@quiet()
 def predict(
     config: str | Path,
     checkpoint: str | Path,
@@ -200,6 +204,14 @@ def make_inferencer(model: nn.Module, cfg: Config, device: str, max_pixels: int)
 
         def _init_pipeline(self, cfg: Config) -> CheckedPipeline:
             return detection_transform(cfg)
+
+        def _init_collate(self, cfg: Config) -> Callable:
+            return pseudo_collate  # MMEngine warns of mmdet, which has no registry of such functions
+
+        def _init_visualizer(self, cfg: Config) -> Visualizer:
+            cfg = cfg.copy()
+            cfg.visualizer = dict(cfg.visualizer, vis_backends=None)  # training's, which warn that they have no folder
+            return super()._init_visualizer(cfg)
 
         def preprocess(self, inputs: list[str], batch_size: int = 1, **kwargs: Any) -> Iterator[Any]:
             loaded = load_usable(map(Path, inputs), self._load, self.problems, max_pixels)

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from mmbivit.datasets.checked_pipeline import check_pipelines
 
+from .quiet import quiet_logger
+
 __all__ = ["build_runner"]
 
 
@@ -33,6 +35,7 @@ def build_runner(cfg: Config, notes: Iterable[str] = ()) -> Runner:
         free = (f"{name}_{i}" for i in count(2))
         visualizer["name"] = next(name for name in free if not Visualizer.check_instance_created(name))
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    quiet_logger(runner.logger)
     for note in notes:
         print_log(note, "current")
     _check_pipelines(runner)

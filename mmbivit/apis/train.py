@@ -21,6 +21,7 @@ from mmbivit.engine import TerminationHook, find_resumable_checkpoint
 from .checkpoints import fetch_checkpoints
 from .config import load_config, set_work_dir
 from .device import distributed, enable_amp, set_launcher
+from .quiet import quiet
 from .run import build_runner
 from .run_settings import check_run_settings, check_seed
 
@@ -159,6 +160,7 @@ def _set_resume(cfg: Config, resume: str) -> None:
     cfg.load_from = resume
 
 
+@quiet()
 def train(cfg: Config) -> nn.Module:
     """Run the training of a config and return the model, without the wrapper of distributed training.
 
@@ -202,6 +204,8 @@ def _train(cfg: Config, notes: Iterable[str], termination: TerminationHook) -> n
 def _complete(cfg: Config) -> None:
     """Add to a config what makes its run survive, so that its dumped copy trains the same under MMEngine alone."""
     _save_atomically(cfg)
+    if cfg.get("param_scheduler") is None:
+        cfg.param_scheduler = []  # MMEngine warns at each checkpoint that it has none to save
     hooks = list(cfg.get("custom_hooks") or ())
     types = [hook.get("type") for hook in (*hooks, *filter(None, cfg.default_hooks.values()))]
     there = {getattr(kind, "__name__", str(kind)).rpartition(".")[2] for kind in types}

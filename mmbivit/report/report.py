@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import mmbivit
 from mmbivit.apis.errors import error_message, is_user_error
+from mmbivit.apis.quiet import quiet
 from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import check_integer
 from mmbivit.files import atomic_writer, check_writable
@@ -18,6 +19,7 @@ from .run import open_run
 __all__ = ["write_report"]
 
 
+@quiet()
 def write_report(
     work_dir: str | Path,
     out: str | Path | None = None,

@@ -11,6 +11,7 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.analysis.figures.style import check_format, save_figure
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
+from mmbivit.apis.quiet import quiet
 from mmbivit.files import check_writable
 
 if TYPE_CHECKING:
@@ -175,7 +176,8 @@ def draw_conflict(args: argparse.Namespace) -> "Figure":
 def main() -> None:
     """Run the tool."""
     args = parse_args()
-    with user_errors(args.debug), trusted(args) if "trust_checkpoint" in args else nullcontext():
+    trust = trusted(args) if "trust_checkpoint" in args else nullcontext()
+    with user_errors(args.debug), trust, quiet():
         check_format(args.out)
         check_writable("--out", args.out)
         save_figure(args.draw(args), args.out)
