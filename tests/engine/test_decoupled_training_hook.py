@@ -78,7 +78,9 @@ def test_both_stages(tmp_path, teacher, by_epoch):
     log = [json.loads(line) for line in next((tmp_path / "run").glob("*/vis_data/*.json")).read_text().splitlines()]
     assert ["loss_distill" in line for line in log if "loss" in line] == [True] * 4 + [False] * 4
     last = sorted((tmp_path / "run").glob("*.pth"))[-1]
-    assert list(torch.load(last, weights_only=False)["state_dict"]) == keys
+    saved = torch.load(last, weights_only=False)
+    assert list(saved["state_dict"]) == keys
+    assert "train/loss_distill" not in saved["message_hub"]["resumed_keys"]  # which a resumed run would miss
 
 
 def test_the_switch_is_one_readable_line(tmp_path, teacher, caplog):
