@@ -17,12 +17,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import compat
+from .checks import UserError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check_dependencies", "config_path", "get_config"]
+__all__ = ["UserError", "__version__", "check_dependencies", "config_path", "get_config"]
 
 _SUBPACKAGES = (
     "analysis",

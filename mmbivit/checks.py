@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
+    "UserError",
     "check_choice",
     "check_flag",
     "check_integer",
@@ -15,6 +16,13 @@ __all__ = [
     "check_number",
     "did_you_mean",
 ]
+
+
+class UserError(ValueError):
+    """What a user can mend: the message says what was wrong, what was expected and what to do, in one line.
+
+    Tools show it without a traceback; anything else that goes wrong shows where.
+    """
 
 
 def did_you_mean(value: Any, known: Iterable[Any]) -> str:
@@ -28,7 +36,7 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise a ValueError if a value is not one of those allowed."""
     if any(type(value) is type(choice) and value == choice for choice in allowed):
         return
-    raise ValueError(
+    raise UserError(
         f"{name}={_show(value)} is unknown; allowed: {', '.join(map(repr, allowed))}{did_you_mean(value, allowed)}"
     )
 
@@ -80,16 +88,16 @@ def check_keys(name: str, value: Any, required: Collection[str], optional: Colle
         raise _wrong(name, value, usage)
     for key in value:
         if key not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"{name} has no key {_show(key)}; allowed: {', '.join(allowed)}{did_you_mean(key, allowed)}"
             )
     for key in required:
         if key not in value:
-            raise ValueError(f"{name} lacks the key {key!r}; expected {usage}")
+            raise UserError(f"{name} lacks the key {key!r}; expected {usage}")
 
 
 def _wrong(name: str, value: Any, allowed: str) -> ValueError:
-    return ValueError(f"{name}={_show(value)}; allowed: {allowed}")
+    return UserError(f"{name}={_show(value)}; allowed: {allowed}")
 
 
 def _show(value: Any) -> str:

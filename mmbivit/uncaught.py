@@ -7,12 +7,10 @@ after that are for :func:`mmbivit.apis.user_errors`, which the tools cannot have
 
 import os
 import sys
-from pathlib import Path
 from types import TracebackType
 
+from mmbivit.checks import UserError
 from mmbivit.compat import DependencyError
-
-_PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -27,12 +25,8 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 def _is_user_error_of_imports(error: BaseException, trace: TracebackType | None) -> bool:
     """Whether an error is one of our own checks, while the tool imports its modules."""
-    if not isinstance(error, (DependencyError, ValueError)) or trace is None or trace.tb_next is None:
-        return False
-    importing = trace.tb_next.tb_frame.f_code.co_name == "<module>"
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return importing and os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(_PACKAGE)
+    is_ours = isinstance(error, (DependencyError, UserError)) and trace is not None and trace.tb_next is not None
+    return is_ours and trace.tb_next.tb_frame.f_code.co_name == "<module>"
 
 
 sys.excepthook = _show

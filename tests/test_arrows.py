@@ -22,9 +22,9 @@ FLOORS = (
     ("packed",),
     ("binary",),
     ("registry",),
-    ("checks", "files", "uncaught"),
+    ("files", "uncaught"),
     ("",),  # the package itself, mmbivit/__init__.py
-    ("compat",),
+    ("checks", "compat"),
 )
 HEIGHT = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import ActivationQuantizer
+from mmbivit.checks import UserError
 from mmbivit.models.backbone import find_block
 from mmbivit.models.observation import observed
 
@@ -67,7 +68,7 @@ def activation_distributions(
         if isinstance(part, ActivationQuantizer) and part.thresholds is not None
     }
     if not quantizers:
-        raise ValueError(f"nothing in block {found.name} is binarized with a threshold")
+        raise UserError(f"nothing in block {found.name} is binarized with a threshold")
     tallies = {layer: _tallies(layer, part.thresholds.detach()) for layer, part in quantizers.items()}
 
     def see(layer: str, args: tuple, output: Tensor) -> None:
@@ -101,7 +102,7 @@ class _Tally:
     def add(self, x: Tensor) -> None:
         """Count the values of ``(*, C)``."""
         if not x.isfinite().all():
-            raise ValueError(f"{self.layer} gets values that are no numbers, or infinite; was the checkpoint damaged?")
+            raise UserError(f"{self.layer} gets values that are no numbers, or infinite; was the checkpoint damaged?")
         while x.abs().max() > self.limit:
             self.limit *= 2
             self.counts = F.pad(self.counts.view(-1, 2).sum(dim=1), (BINS // 4, BINS // 4))
@@ -114,7 +115,7 @@ class _Tally:
         """Return what was counted."""
         total = int(self.counts.sum())
         if not total:
-            raise ValueError("no image was given, so there are no activations")
+            raise UserError("no image was given, so there are no activations")
         edges = np.linspace(-self.limit, self.limit, BINS + 1)
         counts, gamma = self.counts.cpu().numpy(), self.gamma.float().cpu().numpy()
         return ActivationDistribution(self.layer, edges, counts, gamma, self.positive / total, self.inside / total)

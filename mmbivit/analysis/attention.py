@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmbivit.checks import UserError
 from mmbivit.models.attention import WindowAttention
 from mmbivit.models.backbone import Block, find_block
 from mmbivit.models.layout import WindowLayout
@@ -61,7 +62,7 @@ def attention_map(
     height, width = image.shape[-2:]
     x, y = query or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(
+        raise UserError(
             f"pixel {x} {y} is not in the image, which has {width} x {height} pixels where the network gets it; "
             f"allowed: 0 to {width - 1} and 0 to {height - 1}"
         )
@@ -86,7 +87,7 @@ def _softmax(block: Block) -> nn.Module:
     ours = [part.attention for part in block.module.modules() if isinstance(part, WindowAttention)]
     found = ours or [part for part in block.module.modules() if isinstance(part, nn.Softmax)]
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"the attention of {type(block.module).__name__} cannot be looked at; allowed: blocks of "
             "mmbivit's backbones and of mmdet.SwinTransformer"
         )

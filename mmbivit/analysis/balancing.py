@@ -3,6 +3,7 @@
 import numpy as np
 from torch import nn
 
+from mmbivit.checks import UserError
 from mmbivit.models.backbone import find_blocks
 from mmbivit.models.mlp import SpatialInteraction
 
@@ -25,7 +26,7 @@ def balancing_factors(network: nn.Module) -> dict[str, np.ndarray]:
         if isinstance(module, SpatialInteraction)
     }
     if not factors:
-        raise ValueError(
+        raise UserError(
             f"this {type(network).__name__} has no spatial interaction, so there are no balancing factors; "
             "a backbone with spatial_interaction=dict(ratio=1.0) has them"
         )

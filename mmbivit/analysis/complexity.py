@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mmbivit.checks import check_integers
+from mmbivit.checks import UserError, check_integers
 
 from .size import layer_sizes
 from .unchanged import unchanged
@@ -109,7 +109,7 @@ class Complexity:
         """
         rows = tuple(row for row in self.rows if f"{row.name}.".startswith(f"{name}."))
         if not rows:
-            raise ValueError(f"the network has no module {name!r} that computes or holds anything")
+            raise UserError(f"the network has no module {name!r} that computes or holds anything")
         return Complexity(rows, self.input_shape, self.assumption)
 
 
@@ -148,7 +148,7 @@ def complexity(module: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
     except Exception as error:  # whatever modules raise when shapes do not fit
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         shape = " x ".join(map(str, images.shape))
-        raise ValueError(f"{type(module).__name__} does not run on an input of {shape}: {reason}") from error
+        raise UserError(f"{type(module).__name__} does not run on an input of {shape}: {reason}") from error
     rows = (
         LayerComplexity(
             name,
@@ -166,7 +166,7 @@ def complexity(module: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
     return Complexity(tuple(row for row in rows if row.bits or row.size_bytes), input_shape, assumption)
 
 
-class _NotCountable(ValueError):
+class _NotCountable(UserError):
     """A network whose operations cannot be counted; the message says why."""
 
 

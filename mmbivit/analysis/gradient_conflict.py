@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmbivit.checks import UserError
 from mmbivit.distill import BlockDistiller, BlockMSELoss
 from mmbivit.engine.decoupled_training_hook import find_staged_backbone
 from mmbivit.models.backbone import find_blocks
@@ -130,12 +131,12 @@ def gradient_conflict(
     finally:
         distiller.remove()
     if not splits:
-        raise ValueError("there is no batch to compare gradients on")
+        raise UserError("there is no batch to compare gradients on")
     means = torch.tensor(splits, dtype=torch.float64).mean(0).tolist()
     rows = tuple(ConflictRow(*key, *mean) for key, mean in zip(weights, means, strict=True))
     result = GradientConflict(rows, len(splits))
     if result.harmonious + result.conflicting == 0:
-        raise ValueError(
+        raise UserError(
             "the gradient of the distillation loss is 0 in all spatial interaction weights: is distill_weight 0?"
         )
     return result
@@ -144,7 +145,7 @@ def gradient_conflict(
 def _branch_weights(backbone: StagedModule) -> dict[tuple[str, str], nn.Parameter]:
     """Return the trainable weights of the spatial interaction branches by block and name."""
     if backbone.stage == 1:
-        raise ValueError(
+        raise UserError(
             "the model is in training stage 1, where spatial interaction is idle; give a checkpoint of stage 2"
         )
     branches = {
@@ -154,16 +155,16 @@ def _branch_weights(backbone: StagedModule) -> dict[tuple[str, str], nn.Paramete
         if isinstance(module, SpatialInteraction)
     }
     if not branches:
-        raise ValueError(
+        raise UserError(
             "the backbone has no spatial interaction branch, whose gradients are compared; "
             "give a config with backbone.spatial_interaction=dict(ratio=1.0)"
         )
     weights = {(name, weight): branch.get_parameter(weight) for name, branch in branches.items() for weight in WEIGHTS}
     trainable = {key: weight for key, weight in weights.items() if weight.requires_grad}
     if not trainable:
-        raise ValueError("all spatial interaction branches are frozen; set backbone.frozen_stages=-1")
+        raise UserError("all spatial interaction branches are frozen; set backbone.frozen_stages=-1")
     if not any(branches[name].alpha.any() for name, _ in trainable):
-        raise ValueError(
+        raise UserError(
             "all balancing factors alpha are 0, as in a fresh branch, so no gradient reaches the spatial interaction "
             "weights; give a checkpoint that was trained in stage 2"
         )
@@ -180,5 +181,5 @@ def _split_gradients(
     distill = torch.autograd.grad(distill_loss, weights, retain_graph=True, materialize_grads=True)
     task = torch.autograd.grad(task_loss, weights, materialize_grads=True)
     if not all(gradient.isfinite().all() for gradient in (*distill, *task)):
-        raise ValueError("a gradient of the spatial interaction weights is not finite: has training diverged?")
+        raise UserError("a gradient of the spatial interaction weights is not finite: has training diverged?")
     return [split_gradient(*gradients) for gradients in zip(distill, task, strict=True)]

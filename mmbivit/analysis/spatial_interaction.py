@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmbivit.checks import check_integers
+from mmbivit.checks import UserError, check_integers
 from mmbivit.models.attention import WindowAttention
 from mmbivit.models.backbone import find_blocks
 from mmbivit.models.mlp import SpatialInteraction
@@ -109,7 +109,7 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
     """
     check_integers("input_shape", input_shape, 1, 100_000)
     if len(input_shape) != 3:
-        raise ValueError(f"input_shape={tuple(input_shape)}; allowed: (channels, height, width)")
+        raise UserError(f"input_shape={tuple(input_shape)}; allowed: (channels, height, width)")
     backbone = getattr(module, "backbone", module)
     blocks = {name: block.module for name, block in find_blocks(backbone).items()}
     attentions = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, WindowAttention))}
@@ -135,12 +135,12 @@ def _check_binary(
 ) -> None:
     """Raise where the range of an interaction is not 2."""
     if not attentions:
-        raise ValueError(
+        raise UserError(
             f"{type(backbone).__name__} has no spatial interaction capability (Eq. 6): it is defined for binary "
             "attention, such as mmbivit.BinarySwinTransformer's"
         )
     if isinstance(backbone, StagedModule) and backbone.stage == 1:
-        raise ValueError(
+        raise UserError(
             "the network is in training stage 1, where spatial interaction is idle or attention float; "
             "give one of stage 2"
         )
@@ -150,7 +150,7 @@ def _check_binary(
             bits += [("token mixing", getattr(linear, "weight_bits", 32)) for linear in (si.fc1, si.fc2)]
         for part, width in bits:
             if width != 1:
-                raise ValueError(
+                raise UserError(
                     f"the {part} of {name} is float, but spatial interaction capability (Eq. 6) is defined for a "
                     "binary network; give a config with a binary recipe, such as 'sibivit'"
                 )
@@ -171,5 +171,5 @@ def _windows(
             backbone(image)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"input_shape={tuple(input_shape)} does not pass through the network: {reason}") from error
+        raise UserError(f"input_shape={tuple(input_shape)} does not pass through the network: {reason}") from error
     return shapes

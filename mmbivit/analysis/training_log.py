@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmbivit.checks import did_you_mean
+from mmbivit.checks import UserError, did_you_mean
 from mmbivit.engine.sign_flips_hook import PREFIX
 
 __all__ = ["Series", "TrainingLog"]
@@ -60,5 +60,5 @@ class TrainingLog:
         known = {**self.train, **self.validation, **self.flips}
         if key not in known:
             keys = ", ".join(name for name in known if not name.startswith(f"{PREFIX}/"))
-            raise ValueError(f"the log in {self.work_dir} has no {key!r}{did_you_mean(key, known)}; it has {keys}")
+            raise UserError(f"the log in {self.work_dir} has no {key!r}{did_you_mean(key, known)}; it has {keys}")
         return known[key]

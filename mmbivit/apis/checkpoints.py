@@ -11,6 +11,7 @@ from torch import nn
 
 from mmbivit.checkpoints import FETCHED_SCHEMES, checkpoint_path, load_checkpoint_file, load_pretrained
 from mmbivit.checkpoints.content import find_state_dict, is_float_for
+from mmbivit.checks import UserError
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models import ImageClassifier
 
@@ -75,11 +76,11 @@ def _load_all_weights(
     keys = (key.removeprefix("module.").removeprefix("backbone.") for key in find_state_dict(content))
     if is_float_for(getattr(model, "backbone", model), keys):
         # On load it would pass, since training starts so.
-        raise ValueError(f"{checkpoint} is of a float network, the config's is binary: train that first")
+        raise UserError(f"{checkpoint} is of a float network, the config's is binary: train that first")
     try:
         missing, unexpected = load_pretrained(model, content, prefix="")
     except ValueError as error:
-        raise ValueError(f"{checkpoint} does not fit the config's model: {error}") from error
+        raise UserError(f"{checkpoint} does not fit the config's model: {error}") from error
     if kind == "detector":
         _check_output_norms(model, checkpoint, content)
     if left_over:
@@ -91,7 +92,7 @@ def _load_all_weights(
     ]
     if problems:
         others = " or a ".join(other for other in ("backbone", "detector", "classifier") if other != kind)
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is no checkpoint of the config's {kind}: {'; '.join(problems)}. "
             f"Give one that tools/train.py wrote with this config, not a {others}"
         )
@@ -103,7 +104,7 @@ def _check_output_norms(model: nn.Module, checkpoint: str | Path, content: dict[
     keys = {key.removeprefix("module.") for key in find_state_dict(content)}
     fresh = [key for key in model.state_dict() if re.fullmatch(r"backbone\.norm\d+\.weight", key) and key not in keys]
     if fresh:
-        raise ValueError(f"{checkpoint} is no checkpoint of the config's detector: it has no {fresh[0]}")
+        raise UserError(f"{checkpoint} is no checkpoint of the config's detector: it has no {fresh[0]}")
 
 
 def load_trained_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
@@ -132,9 +133,9 @@ def _saved_dataset_meta(checkpoint: str | Path, content: dict[str, Any]) -> dict
     meta = content.get("meta") or {}
     meta = meta.get("dataset_meta") or {} if isinstance(meta, dict) else None
     if not isinstance(meta, dict) or not all(isinstance(key, str) for key in meta):
-        raise ValueError(f"{checkpoint} is damaged: its meta.dataset_meta is no dict with the classes")
+        raise UserError(f"{checkpoint} is damaged: its meta.dataset_meta is no dict with the classes")
     if not isinstance(meta.get("classes", ()), (list, tuple)):
-        raise ValueError(f"{checkpoint} is damaged: its meta.dataset_meta.classes is no list of names")
+        raise UserError(f"{checkpoint} is damaged: its meta.dataset_meta.classes is no list of names")
     return meta
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 from mmbivit.datasets.timm_dataset import to_rgb
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models.classifier import ImageClassifier
@@ -71,7 +71,7 @@ def classify(
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if not is_classifier(cfg):
-        raise ValueError(f"{config} is the config of a detector; classify() needs one of a classifier")
+        raise UserError(f"{config} is the config of a detector; classify() needs one of a classifier")
     if out_dir is not None:
         check_out_dir(out_dir)
     files = find_images(images, unique_names=out_dir is not None)
@@ -124,10 +124,10 @@ def build_transform(cfg: Config) -> Compose:
     """Build the transform of a classifier's test data; raises a ValueError if the config has none."""
     name = "test_dataloader" if cfg.get("test_dataloader") else "val_dataloader"
     if not cfg.get(name):
-        raise ValueError(f"{cfg.filename} has neither test_dataloader nor val_dataloader, whose transform images need")
+        raise UserError(f"{cfg.filename} has neither test_dataloader nor val_dataloader, whose transform images need")
     pipeline = inner_dataset(cfg[name].dataset).get("pipeline")
     if not pipeline:
-        raise ValueError(f"{cfg.filename}: the data set of {name} has no pipeline, whose transform images need")
+        raise UserError(f"{cfg.filename}: the data set of {name} has no pipeline, whose transform images need")
     return Compose(pipeline)
 
 
@@ -144,9 +144,9 @@ def load_image(file: Path, transform: Compose) -> Tensor:
     except Exception as error:  # Pillow's decoders raise almost anything
         if isinstance(error, OSError) and error.filename is not None:
             raise  # missing or not readable, and named
-        raise ValueError(f"image {file} cannot be decoded: {error}") from error
+        raise UserError(f"image {file} cannot be decoded: {error}") from error
     if max(rgb.size) > MAX_RATIO * min(rgb.size):
-        raise ValueError(f"{file} has {rgb.width} x {rgb.height} pixels, too thin to be resized")
+        raise UserError(f"{file} has {rgb.width} x {rgb.height} pixels, too thin to be resized")
     return transform(dict(img=rgb))["inputs"]
 
 

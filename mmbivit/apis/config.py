@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.fileio import YamlHandler, register_handler
 from mmengine.runner import Runner
 
-from mmbivit.checks import did_you_mean
+from mmbivit.checks import UserError, did_you_mean
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import check_writable
 
@@ -92,7 +92,7 @@ def load_config(
     if not path.is_file():
         raise FileNotFoundError(f"config {path} does not exist")
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
-        raise ValueError(f"config {path} is not a config file; expected .py, .yaml or .json")
+        raise UserError(f"config {path} is not a config file; expected .py, .yaml or .json")
     without_float = float_checkpoint == "none"
     given = {
         "float_checkpoint": None if without_float else float_checkpoint,
@@ -103,7 +103,7 @@ def load_config(
         cfg = _read(path)
     for key, file in given.items():
         if cfg.get(key) != file:
-            raise ValueError(f"--{key.replace('_', '-')}: config {path} does not use a {key.replace('_', ' ')}")
+            raise UserError(f"--{key.replace('_', '-')}: config {path} does not use a {key.replace('_', ' ')}")
     if without_float:
         _remove_float_checkpoint(cfg)
     if cfg_options:
@@ -111,7 +111,7 @@ def load_config(
         try:
             cfg.merge_from_dict(cfg_options)
         except Exception as error:  # MMEngine checks some, and fails on the way in others
-            raise ValueError(f"--cfg-options do not fit config {path}: {_one_line(error)}") from error
+            raise UserError(f"--cfg-options do not fit config {path}: {_one_line(error)}") from error
     _check_structure(cfg, path)
     return cfg
 
@@ -124,7 +124,7 @@ def _read(path: Path) -> Config:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
         raise kind(f"config {path} cannot be read: {_one_line(error)}") from error
     except (Exception, SystemExit) as error:  # a config is code, so anything may go wrong in it
-        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {_one_line(error)}") from error
+        raise UserError(f"config {path} cannot be read: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -137,7 +137,7 @@ def _check_known(cfg: Config, cfg_options: dict[str, Any], path: Path) -> None:
     for option in cfg_options:
         key = option.partition(".")[0]
         if key not in known:
-            raise ValueError(
+            raise UserError(
                 f"--cfg-options {' '.join(option.split())}: neither config {path} nor MMEngine's runner has {key!r}"
                 f"{did_you_mean(key, known)}"
             )
@@ -146,30 +146,30 @@ def _check_known(cfg: Config, cfg_options: dict[str, Any], path: Path) -> None:
 def _check_structure(cfg: Config, path: Path) -> None:
     """Refuse a config that lacks a model, or has something of another type where its parts belong."""
     if not cfg.get("model"):
-        raise ValueError(f"config {path} has no model: expected model=dict(type=..., ...)")
+        raise UserError(f"config {path} has no model: expected model=dict(type=..., ...)")
     for key, expected in _TYPES.items():
         value = cfg.get(key)
         if value is not None and not isinstance(value, expected):
             names = expected.__name__ if isinstance(expected, type) else " or ".join(t.__name__ for t in expected)
-            raise ValueError(f"config {path}: {key} is a {type(value).__name__}, expected a {names}")
+            raise UserError(f"config {path}: {key} is a {type(value).__name__}, expected a {names}")
     for key in _DATALOADERS:
         if loader := cfg.get(key):
             _check_loader(f"config {path}: {key}", loader)
     hooks = [*(cfg.get("custom_hooks") or ()), *(cfg.get("default_hooks") or {}).values()]
     for part in (cfg.model.get("backbone"), *hooks):
         if isinstance(part, (str, int, float, list, tuple)):
-            raise ValueError(f"config {path}: {part!r} is where the config of a backbone or a hook belongs, a dict")
+            raise UserError(f"config {path}: {part!r} is where the config of a backbone or a hook belongs, a dict")
 
 
 def _check_loader(name: str, loader: dict[str, Any]) -> None:
     if not isinstance(loader.get("dataset"), dict):
-        raise ValueError(f"{name}.dataset is missing, or no dict")
+        raise UserError(f"{name}.dataset is missing, or no dict")
     for key in ("sampler", "batch_sampler"):
         if isinstance(value := loader.get(key), (str, int, float, list, tuple)):
-            raise ValueError(f"{name}.{key} is {value!r}, expected a dict")
+            raise UserError(f"{name}.{key} is {value!r}, expected a dict")
     pipeline = inner_dataset(loader["dataset"]).get("pipeline") or []
     if not isinstance(pipeline, (list, tuple)) or any(isinstance(step, (str, int, float)) for step in pipeline):
-        raise ValueError(f"{name}.dataset.pipeline is {pipeline!r}, expected a list of dicts")
+        raise UserError(f"{name}.dataset.pipeline is {pipeline!r}, expected a list of dicts")
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
@@ -204,7 +204,7 @@ def refuse_options(cfg: Config, **options: Any) -> None:
     this, other = ("a classifier", "detectors") if is_classifier(cfg) else ("a detector", "classifiers")
     for name, value in options.items():
         if value is not None and value is not False:
-            raise ValueError(f"--{name.replace('_', '-')} is for {other}, and {cfg.filename} is the config of {this}")
+            raise UserError(f"--{name.replace('_', '-')} is for {other}, and {cfg.filename} is the config of {this}")
 
 
 @contextmanager

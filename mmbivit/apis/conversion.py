@@ -28,6 +28,7 @@ from mmbivit.checkpoints.names.swin import (
     own_value,
     timm_name,
 )
+from mmbivit.checks import UserError
 from mmbivit.files import check_writable
 from mmbivit.models import BinarySwinTransformer
 
@@ -80,7 +81,7 @@ class Conversion:
             ValueError: if keys have no place, unless ``allow_unplaced``; or the file exists, unless ``overwrite``.
         """
         if self.unplaced and not allow_unplaced:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.unplaced)} keys of {self.source} have no place in a Swin network, first "
                 f"{self.unplaced[0]}: is it of another architecture, such as Swin v2? "
                 "With --allow-unplaced they are left out"
@@ -125,7 +126,7 @@ def check_destination(destination: str | Path, overwrite: bool = False) -> None:
     path = Path(destination)
     if path.is_dir() or (path.exists() and not overwrite):
         hint = "give a file name" if path.is_dir() else "give another name, or --overwrite"
-        raise ValueError(f"{destination} exists already; {hint}")
+        raise UserError(f"{destination} exists already; {hint}")
     check_writable("DST", destination)
 
 
@@ -142,7 +143,7 @@ def convert_checkpoint(source: str, to: str = "mmbivit", prefix: str | None = No
         ValueError: if it is no Swin checkpoint, or binary and meant for timm.
     """
     if to not in TARGETS:
-        raise ValueError(f"to={to!r} is unknown; allowed: {', '.join(map(repr, TARGETS))}")
+        raise UserError(f"to={to!r} is unknown; allowed: {', '.join(map(repr, TARGETS))}")
     checkpoint = load_checkpoint_file(source)
     name = str(source) if str(source).startswith(FETCHED_SCHEMES) else Path(source).name
     conversion = convert_state_dict(find_state_dict(checkpoint), name, prefix)
@@ -158,7 +159,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], source: str, prefix: str |
         ValueError: if it is none of a Swin.
     """
     if not _is_state_dict(state_dict):
-        raise ValueError(
+        raise UserError(
             f"{source} holds no state dict: expected tensors by name, or that under 'state_dict' or 'model'"
         )
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
@@ -175,7 +176,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], source: str, prefix: str |
     _shape(converted, "head.weight", 2)
     num_stages, family = count_stages(backbone), find_family(backbone)
     if not 1 <= num_stages <= MAX_STAGES:
-        raise ValueError(
+        raise UserError(
             f"{source} is of another architecture: no key of a Swin's blocks, such as layers.0.blocks.0.norm1.weight, "
             f"is among its {len(backbone)} keys, such as {', '.join(list(backbone)[:2])}"
         )
@@ -208,9 +209,9 @@ def to_timm(conversion: Conversion) -> Conversion:
     """
     source = conversion.source
     if any(map(BINARY_ONLY.search, conversion.state_dict)):
-        raise ValueError(f"{source} is of a binary network, which timm has not; --to timm takes float checkpoints only")
+        raise UserError(f"{source} is of a binary network, which timm has not; --to timm takes float checkpoints only")
     if conversion.missing:
-        raise ValueError(
+        raise UserError(
             f"{source} lacks {len(conversion.missing)} tensors of timm's Swin, first {conversion.missing[0]}; "
             "--to timm needs a backbone with the last stage's norm"
         )
@@ -289,5 +290,5 @@ def _shape(state_dict: dict[str, Tensor], key: str, ndim: int) -> tuple[int, ...
     """
     shape = None if key not in state_dict else tuple(state_dict[key].shape)
     if shape is not None and (len(shape) != ndim or 0 in shape):
-        raise ValueError(f"the checkpoint is damaged: {key} has shape {shape}, expected {ndim} axes")
+        raise UserError(f"the checkpoint is damaged: {key} has shape {shape}, expected {ndim} axes")
     return shape

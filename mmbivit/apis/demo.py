@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mmbivit import config_path
+from mmbivit.checks import UserError
 from mmbivit.datasets import make_digit_scenes
 
 __all__ = ["DemoPlan", "FULL", "QUICK", "demo_steps", "run_steps"]
@@ -136,7 +137,7 @@ def run_steps(steps: Sequence[Step], out: Path, plan: DemoPlan, console: Console
     file = out / "demo.json"
     state = json.loads(file.read_text()) if file.exists() else dict(plan=plan.name, done=[], seconds={})
     if state["plan"] != plan.name:
-        raise ValueError(f"{out} holds the results of a {state['plan']} demo; give another folder with --out")
+        raise UserError(f"{out} holds the results of a {state['plan']} demo; give another folder with --out")
 
     def save() -> None:
         temporary = file.with_suffix(".tmp")

@@ -15,6 +15,7 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_rank, init_dist, is_distributed
 from mmengine.logging import print_log
 
+from mmbivit.checks import UserError
 from mmbivit.engine.ranks_hook import check_same_config
 
 __all__ = ["distributed", "enable_amp", "set_launcher"]
@@ -55,7 +56,7 @@ def _check_strategy(cfg: Config) -> None:
     if strategy not in (None, "SingleDeviceStrategy", "DDPStrategy") and any(
         hook.endswith("DecoupledTrainingHook") for hook in hooks
     ):
-        raise ValueError(
+        raise UserError(
             f"strategy.type={strategy!r} cannot train in two stages: remove strategy and runner_type from the config, "
             "and set find_unused_parameters=True, for DDP"
         )
@@ -63,16 +64,16 @@ def _check_strategy(cfg: Config) -> None:
 
 def _adapt_to_cpus(cfg: Config) -> None:
     if cfg.launcher != "pytorch":
-        raise ValueError(
+        raise UserError(
             f"--launcher {cfg.launcher} needs a GPU; on CPUs use tools/dist_train.sh, or --launcher pytorch"
         )
     if cfg.get("strategy") is not None:
-        raise ValueError("strategy does not work on CPUs: remove it and runner_type from the config")
+        raise UserError("strategy does not work on CPUs: remove it and runner_type from the config")
     cfg.merge_from_dict({"env_cfg.dist_cfg.backend": "gloo"})
     options = dict(cfg.get("model_wrapper_cfg") or {})
     wrapper = options.pop("type", "MMDistributedDataParallel")
     if wrapper not in ("MMDistributedDataParallel", "mmbivit.CpuDistributedDataParallel"):
-        raise ValueError(
+        raise UserError(
             f"model_wrapper_cfg.type={wrapper!r} does not work on CPUs: remove model_wrapper_cfg from the config"
         )
     defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get("find_unused_parameters", False))
@@ -131,7 +132,7 @@ def _connect(cfg: Config) -> None:
     options = dict((cfg.get("env_cfg") or {}).get("dist_cfg") or {})
     timeout = options.get("timeout")
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
-        raise ValueError(f"env_cfg.dist_cfg.timeout={timeout!r}; allowed: a number of seconds, more than 0")
+        raise UserError(f"env_cfg.dist_cfg.timeout={timeout!r}; allowed: a number of seconds, more than 0")
     if get_device() != "cpu":
         init_dist(cfg.launcher, **options)
         return
@@ -144,13 +145,13 @@ def _connect(cfg: Config) -> None:
 def _check_environment(launcher: str) -> None:
     missing = [name for name in LAUNCHER_VARIABLES[launcher] if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--launcher {launcher}: {', '.join(missing)} not set, so no launcher has started this process; use "
             "tools/dist_train.sh, tools/slurm_train.sh or mpirun, or leave --launcher out for a single process"
         )
     gpus = torch.cuda.device_count()
     if launcher == "pytorch" and 0 < gpus <= (rank := int(os.environ.get("LOCAL_RANK", 0))):
-        raise ValueError(f"process {rank + 1} of this machine has no GPU of its own, there are {gpus}; start {gpus}")
+        raise UserError(f"process {rank + 1} of this machine has no GPU of its own, there are {gpus}; start {gpus}")
 
 
 def enable_amp(cfg: Config, precision: str | None = None) -> None:
@@ -165,11 +166,11 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
         ValueError: for another precision, or for ``'fp16'`` on a CPU.
     """
     if precision not in (None, "fp16", "bf16"):
-        raise ValueError(f"--amp {precision}; allowed: fp16, bf16")
+        raise UserError(f"--amp {precision}; allowed: fp16, bf16")
     wrapper = cfg.optim_wrapper
     if get_device() == "cpu":
         if precision == "fp16":
-            raise ValueError("--amp fp16 needs a GPU; on CPUs give --amp bf16, or --amp")
+            raise UserError("--amp fp16 needs a GPU; on CPUs give --amp bf16, or --amp")
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)
         wrapper.type = "mmbivit.CpuAmpOptimWrapper"

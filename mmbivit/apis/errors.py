@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmbivit.checks import UserError
+
 from .config_errors import REFUSALS, config_message
 
 __all__ = ["UnusableImagesError", "error_message", "is_user_error", "user_errors"]
 
 DEBUG_VARIABLE = "MMBIVIT_DEBUG"
-_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
-class UnusableImagesError(ValueError):
+class UnusableImagesError(UserError):
     """Some images could not be used, or none could; the others were predicted first.
 
     Args:
@@ -54,32 +54,26 @@ def user_errors(debug: bool = False) -> Iterator[None]:
 def is_user_error(error: BaseException) -> bool:
     """Whether an error's message is written for the user and complete without a traceback.
 
-    That holds for files that cannot be read or written, for the ``ValueError`` of our own checks, for losses and
+    That holds for our own :class:`mmbivit.UserError`, for files that cannot be read or written, for losses and
     gradients that are no numbers (``FloatingPointError``), and for a part of a config that cannot be built: of an
-    unknown ``type``, with a key that its class does not take, or with a value that MMEngine or torch refuses. A
-    ``ValueError`` from anywhere else is a defect, whose traceback is needed.
+    unknown ``type``, with a key that its class does not take, or with a value that MMEngine or torch refuses. Anything
+    else is a defect, whose traceback is needed.
     """
-    if isinstance(error, (OSError, FloatingPointError)):
+    if isinstance(error, (UserError, OSError, FloatingPointError)):
         return True
-    if isinstance(error, ValueError):
-        if str(error).startswith("Caught ValueError in DataLoader worker"):
-            files = re.findall(r'^ *File "(.+)", line \d+', str(error), re.MULTILINE)
-        else:
-            files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        if files and os.path.abspath(files[-1]).startswith(_PACKAGE):
-            return True
     return isinstance(error, REFUSALS) and config_message(error) is not None
 
 
 def error_message(error: Exception) -> str:
     """Return what a user is told of an error for which :func:`is_user_error` holds."""
-    if isinstance(error, REFUSALS) and (message := config_message(error)) is not None:
-        return message
+    if not isinstance(error, UserError) and isinstance(error, REFUSALS):
+        return config_message(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         return f"{error}{_file_at_hand(error)}"
     text = str(error)
     # A data loader's worker sends its whole traceback as the message; the error itself is the last line.
-    return text.strip().splitlines()[-1].removeprefix("ValueError: ") if text.startswith("Caught ") else text
+    last = text.strip().splitlines()[-1].removeprefix("mmbivit.checks.UserError: ") if text else text
+    return last if text.startswith("Caught ") else text
 
 
 def _file_at_hand(error: OSError) -> str:

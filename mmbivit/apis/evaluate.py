@@ -15,6 +15,7 @@ from torch import nn
 
 from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.checkpoints import checkpoint_path, use_safe_loading
+from mmbivit.checks import UserError
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.engine import WorkerEndHook
@@ -105,7 +106,7 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
     """
     if out is not None:
         if Path(out).suffix not in (".pkl", ".pickle"):
-            raise ValueError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
+            raise UserError(f"--out {out}: the predictions go into a pickle file; expected a name that ends in .pkl")
         check_writable("--out", out)
     use_safe_loading()
     check_run_settings(cfg, ["test"])
@@ -150,12 +151,12 @@ def _built_model(runner: Runner | FlexibleRunner) -> nn.Module:
 def _refuse_for_packed(checkpoint: str | Path, tta: bool, launcher: str, cfg_options: dict[str, Any] | None) -> None:
     """Raise a ValueError for options that a packed file cannot follow."""
     if tta:
-        raise ValueError(f"--tta is for checkpoints of training, and {checkpoint} is packed: test it as it will run")
+        raise UserError(f"--tta is for checkpoints of training, and {checkpoint} is packed: test it as it will run")
     if launcher != "none":
-        raise ValueError(f"--launcher {launcher}: {checkpoint} is packed, which one process evaluates with its threads")
+        raise UserError(f"--launcher {launcher}: {checkpoint} is packed, which one process evaluates with its threads")
     for key in cfg_options or {}:
         if key.startswith("model.backbone"):
-            raise ValueError(f"--cfg-options {key}: the backbone is that of {checkpoint}, which is packed")
+            raise UserError(f"--cfg-options {key}: the backbone is that of {checkpoint}, which is packed")
 
 
 def _dump_metric(cfg: Config, out: str) -> BaseMetric:
@@ -170,7 +171,7 @@ def _dump_metric(cfg: Config, out: str) -> BaseMetric:
 def _draw_detections(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     hook = cfg.get("default_hooks", {}).get("visualization")
     if hook is None:
-        raise ValueError("--show and --show-dir need default_hooks.visualization=dict(type='DetVisualizationHook')")
+        raise UserError("--show and --show-dir need default_hooks.visualization=dict(type='DetVisualizationHook')")
     hook.draw = True
     if show:
         hook.update(show=True, wait_time=wait_time)

@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 from PIL import Image
 
+from mmbivit.checks import UserError
+
 __all__ = ["MAX_PIXELS", "check_is_image", "load_usable"]
 
 MAX_PIXELS = 50_000_000  # a detector that draws its detections takes about 150 bytes for each, a classifier 7
@@ -43,19 +45,19 @@ def load_usable(
 def check_is_image(file: Path) -> None:
     """Raise an OSError or a ValueError for a file that cannot be read or does not begin as an image does."""
     if not file.is_file():
-        raise ValueError(f"{file} is no file" if file.exists() else f"image {file} does not exist")
+        raise UserError(f"{file} is no file" if file.exists() else f"image {file} does not exist")
     with file.open("rb") as opened:
         if not opened.read(1):
-            raise ValueError(f"{file} is empty")
+            raise UserError(f"{file} is empty")
     if not cv2.haveImageReader(str(file)):
-        raise ValueError(f"{file} is no image that can be read")
+        raise UserError(f"{file} is no image that can be read")
 
 
 def _check_size(file: Path, max_pixels: int) -> None:
     """Raise a ValueError for an image of too many pixels, without decoding it."""
     width, height = _size(file)
     if width * height > max_pixels:
-        raise ValueError(
+        raise UserError(
             f"{file} has {width} x {height} pixels, more than --max-pixels {max_pixels} and so not decoded; "
             "give more if you trust the file and have the memory"
         )

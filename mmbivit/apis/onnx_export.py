@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, SoftmaxThreshold
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.models import BinarySwinTransformer
 
@@ -101,7 +101,7 @@ def export_onnx(
     _check_options(out, size, batch_size, check)
     network = load_network(config, checkpoint)
     if (patch_size := _backbone(network).patch_embed.patch_size) > min(size):
-        raise ValueError(f"--size {size[0]} {size[1]} is less than a patch of {patch_size} x {patch_size} pixels")
+        raise UserError(f"--size {size[0]} {size[1]} is less than a patch of {patch_size} x {patch_size} pixels")
     names = ["logits"] if network is not _backbone(network) else [f"stage{i}" for i in network.out_indices]
     plain = plain_copy(network)
     # With a single image, torch would take the batch size for a constant.
@@ -127,16 +127,16 @@ def load_network(config: str | Path, checkpoint: str | Path) -> nn.Module:
     cfg = load_config(config)
     backbone = (cfg.get("model") or {}).get("backbone")
     if backbone is None:
-        raise ValueError(f"{config} has no model.backbone; give the config of a detector or a classifier")
+        raise UserError(f"{config} has no model.backbone; give the config of a detector or a classifier")
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
         if MODELS.get(backbone["type"]) is not BinarySwinTransformer:
-            raise ValueError(
+            raise UserError(
                 f"{config} has the backbone {backbone['type']}; only mmbivit.BinarySwinTransformer can be exported"
             )
     model = load_trained_model(cfg, checkpoint)
     network = model if is_classifier(cfg) else model.backbone
     if _backbone(network).stage != 2:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is of training stage 1, whose network is not all binary; give a checkpoint of stage 2"
         )
     return network
@@ -170,7 +170,7 @@ def _plain_quantizer(name: str, quantizer: ActivationQuantizer) -> nn.Module:
     try:
         folded = quantizer.fold()
     except ValueError as error:
-        raise ValueError(f"{name} cannot be exported: {error}") from error
+        raise UserError(f"{name} cannot be exported: {error}") from error
     return _SelectKeys(folded) if isinstance(quantizer, SoftmaxThreshold) else _Sign(folded.float())
 
 
@@ -201,7 +201,7 @@ def compare_with_torch(graph: "ModelProto", network: nn.Module, plain: nn.Module
             error = _relative_error(actual, _outputs(plain(images)))
     flipped, margin = ties
     if not (flipped and margin <= TIE and error <= TOLERANCE):
-        raise ValueError(
+        raise UserError(
             f"ONNX Runtime and torch disagree, and ties do not explain it: {flipped} bits differ, up to {margin:.1e} "
             f"from their threshold (allowed: {TIE:g}), and with equal bits outputs differ by {error:.1e} "
             f"(allowed: {TOLERANCE:g}). Nothing was written; try other versions of torch, onnx and onnxruntime"
@@ -372,11 +372,11 @@ def _backbone(network: nn.Module) -> nn.Module:
 def _check_options(out: Path, size: tuple[int, int], batch_size: int | None, check: bool) -> None:
     needed = ("onnx", "onnxscript", "onnxruntime") if check else ("onnx", "onnxscript")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"ONNX export needs {', '.join(missing)}: pip install 'mmbivit[benchmark]'")
+        raise UserError(f"ONNX export needs {', '.join(missing)}: pip install 'mmbivit[benchmark]'")
     if out.suffix != ".onnx":
-        raise ValueError(f"OUT {out}: expected a name that ends in .onnx")
+        raise UserError(f"OUT {out}: expected a name that ends in .onnx")
     if len(size) != 2 or not all(isinstance(pixels, int) and pixels > 0 for pixels in size):
-        raise ValueError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
+        raise UserError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
     if batch_size is not None:
         check_integer("--batch-size", batch_size, 1)
     check_writable("OUT", out)

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.header import SUFFIX, read_header
 from mmbivit.deploy.whole_models import PACKED_BACKBONE
@@ -95,9 +95,9 @@ def export_packed(
         ValueError: if the checkpoint is of another network or of stage 1, or the network cannot be packed or stored.
     """
     if Path(out).suffix != SUFFIX:
-        raise ValueError(f"OUT {out}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
+        raise UserError(f"OUT {out}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
     if is_packed_file(checkpoint):
-        raise ValueError(f"{checkpoint} is packed already; expected a checkpoint that tools/train.py wrote")
+        raise UserError(f"{checkpoint} is packed already; expected a checkpoint that tools/train.py wrote")
     check_writable("OUT", out)
     cfg = load_config(config, cfg_options)
     model = load_trained_model(cfg, checkpoint)
@@ -148,13 +148,13 @@ def packed_kind(file: str | Path, **options: Any) -> str:
     """
     kind = read_header(file).kind
     if kind == "backbone":
-        raise ValueError(
+        raise UserError(
             f"{file} is of a backbone alone, which predicts nothing; export the whole model, without --backbone-only"
         )
     for option, value in options.items():
         owner, _, name = option.partition("_")
         if owner != kind and value is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is for {owner}s, and {file} is of a {kind}")
+            raise UserError(f"--{name.replace('_', '-')} is for {owner}s, and {file} is of a {kind}")
     return kind
 
 
@@ -222,7 +222,7 @@ def load_packed(file: str | Path, kind: str) -> nn.Module:
     """
     found = read_header(file).kind
     if found != kind:
-        raise ValueError(f"{file} is a packed {found}; expected a packed {kind}")
+        raise UserError(f"{file} is a packed {found}; expected a packed {kind}")
     return load(file)
 
 
@@ -242,7 +242,7 @@ def load_into(model: nn.Module, packed: nn.Module, file: str | Path) -> None:
     except (RuntimeError, ValueError) as error:  # torch's list of all that does not fit, or of our own checks
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[1] if len(lines) > 1 else lines[0]
-        raise ValueError(f"{file} does not fit the config's model: {reason[:300]}") from error
+        raise UserError(f"{file} does not fit the config's model: {reason[:300]}") from error
     model.dataset_meta = packed.dataset_meta
     model.to("cpu")
 
@@ -262,5 +262,5 @@ def _difference(simulated: nn.Module, packed: nn.Module) -> float:
 
 def _pipeline(model: nn.Module, file: str | Path) -> list[dict[str, Any]]:
     if not model.cfg.test_dataloader:
-        raise ValueError(f"{file} has no transforms of test images; export it with a config that has a test_dataloader")
+        raise UserError(f"{file} has no transforms of test images; export it with a config that has a test_dataloader")
     return model.cfg.test_dataloader.dataset.pipeline

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmbivit.analysis.figures.style import without_formulas
 from mmbivit.checkpoints import use_safe_loading
-from mmbivit.checks import check_integer, check_number
+from mmbivit.checks import UserError, check_integer, check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.deploy.header import SUFFIX
@@ -75,7 +75,7 @@ def find_images(inputs: Sequence[str | Path], unique_names: bool = True) -> list
     name, count = Counter(file.stem for file in found).most_common(1)[0] if found else ("", 0)
     if unique_names and count > 1:
         same = ", ".join(str(file) for file in found if file.stem == name)
-        raise ValueError(f"{same}: outputs are named after the image, so give images of equal names in separate calls")
+        raise UserError(f"{same}: outputs are named after the image, so give images of equal names in separate calls")
     return found
 
 
@@ -91,7 +91,7 @@ def refuse_packed_file(checkpoint: str | Path) -> None:
         ValueError: that says which tool takes packed files.
     """
     if is_packed_file(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is a packed file, which needs no config: "
             f"python tools/deployment/predict_packed.py {checkpoint} IMAGES..."
         )
@@ -104,11 +104,11 @@ def check_run_options(device: str | None, batch_size: int, max_pixels: int) -> N
     if not device:
         return
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: PyTorch finds no CUDA device here; leave the option out, or take cpu")
+        raise UserError(f"--device {device}: PyTorch finds no CUDA device here; leave the option out, or take cpu")
     try:
         torch.zeros(1, device=device).cpu()
     except Exception as error:  # unknown, not there or without data as "meta"; each kind raises its own errors
-        raise ValueError(
+        raise UserError(
             f"--device {device} cannot be used here; leave the option out, or take one such as cpu or cuda:0"
         ) from error
 
@@ -150,7 +150,7 @@ def predict(
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if is_classifier(cfg):
-        raise ValueError(f"{config} is the config of a classifier; predict() needs one of a detector")
+        raise UserError(f"{config} is the config of a classifier; predict() needs one of a detector")
     check_out_dir(out_dir)
     files = find_images(images)
     use_safe_loading()
@@ -161,7 +161,7 @@ def predict(
 def check_out_dir(out_dir: str | Path | None) -> None:
     """Raise a ValueError if there is no folder for the detections, an OSError if nothing can be written into it."""
     if out_dir is None:
-        raise ValueError("--out-dir DIR is needed: pictures and detections are written there")
+        raise UserError("--out-dir DIR is needed: pictures and detections are written there")
     check_writable("--out-dir", out_dir, folder=True)
 
 
@@ -175,7 +175,7 @@ def detection_transform(cfg: Config) -> CheckedPipeline:
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
     pipeline = inner_dataset(loader["dataset"]).get("pipeline") if loader else None
     if not pipeline:
-        raise ValueError(f"{cfg.filename} has no test_dataloader with a pipeline, whose transforms images need")
+        raise UserError(f"{cfg.filename} has no test_dataloader with a pipeline, whose transforms images need")
     steps = [step for step in pipeline if not step["type"].endswith("LoadAnnotations")]
     return CheckedPipeline(steps, annotated=False)
 

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader
 
+from mmbivit.checks import UserError
 from mmbivit.datasets.checked_pipeline import check_pipelines
 
 from .quiet import quiet_logger
@@ -50,7 +51,7 @@ def _check_pipelines(runner: Runner) -> None:
     def build_checked(*args: Any, **kwargs: Any) -> DataLoader:
         loader = build_dataloader(*args, **kwargs)
         if isinstance(loader.dataset, Sized) and len(loader) == 0:
-            raise ValueError(
+            raise UserError(
                 f"a data loader has no batch: {len(loader.dataset)} images, batch_size={loader.batch_size}, "
                 f"drop_last={loader.drop_last}; it needs more images, or a smaller batch_size"
             )

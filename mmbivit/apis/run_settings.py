@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmbivit.checks import check_flag, check_integer, check_keys, check_number
+from mmbivit.checks import UserError, check_flag, check_integer, check_keys, check_number
 
 __all__ = ["check_run_settings", "check_seed"]
 
@@ -66,7 +66,7 @@ def check_seed(name: str, seed: Any) -> None:
 def _check_training(cfg: Config) -> None:
     for key in _TRAINING:
         if not cfg.get(key):
-            raise ValueError(f"the config has no {key}; training needs {', '.join(_TRAINING)}")
+            raise UserError(f"the config has no {key}; training needs {', '.join(_TRAINING)}")
     if clip_grad := cfg.optim_wrapper.get("clip_grad"):
         by_value = isinstance(clip_grad, dict) and clip_grad.get("type") == "value"
         norm = ("norm_type", "error_if_nonfinite")
@@ -75,7 +75,7 @@ def _check_training(cfg: Config) -> None:
     checkpoint = _get(cfg, "default_hooks.checkpoint")
     for key in ("filename_tmpl", "out_dir"):
         if not isinstance(value := _get(checkpoint, key), (str, type(None))):
-            raise ValueError(f"default_hooks.checkpoint.{key}={value!r}; allowed: text")
+            raise UserError(f"default_hooks.checkpoint.{key}={value!r}; allowed: text")
     for key, (least, above) in _NUMBERS.items():
         parent, _, name = key.rpartition(".")
         if name in (_get(cfg, parent) or ()):

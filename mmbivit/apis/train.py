@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmbivit.checkpoints import use_safe_loading
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import TerminationHook, find_resumable_checkpoint
 
@@ -113,7 +113,7 @@ def train_config(
 
 def _scale_lr(cfg: Config) -> None:
     if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
-        raise ValueError("--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=...) in the config")
+        raise UserError("--auto-scale-lr needs auto_scale_lr=dict(enable=False, base_batch_size=...) in the config")
     cfg.auto_scale_lr.enable = True
     steps = cfg.optim_wrapper.get("accumulative_counts", 1)
     if steps > 1:  # MMEngine compares the base with the images of one iteration
@@ -122,7 +122,7 @@ def _scale_lr(cfg: Config) -> None:
 
 def _add_ema(cfg: Config, momentum: float) -> None:
     if not 0 < momentum < 1:
-        raise ValueError(f"--ema {momentum}; allowed: more than 0 and less than 1, such as 0.0002")
+        raise UserError(f"--ema {momentum}; allowed: more than 0 and less than 1, such as 0.0002")
     hooks = [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]
     if any(str((hook or {}).get("type")).endswith("EMAHook") for hook in hooks):
         print_log("--ema: the config has an EMAHook, which stays as it is.", "current", logging.WARNING)
@@ -140,7 +140,7 @@ def _add_ema(cfg: Config, momentum: float) -> None:
 def _add_backend(cfg: Config, package: str, backend: dict[str, Any]) -> None:
     """Log to one more place, by an option that is called like the package it needs."""
     if find_spec(package) is None:
-        raise ValueError(f"--{package} needs the package {package}: pip install {package}")
+        raise UserError(f"--{package} needs the package {package}: pip install {package}")
     if not cfg.get("visualizer"):
         cfg.visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
     cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, backend]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmbivit.checks import UserError
+
 from .functional import straight_through, threshold_mask
 from .quantizers import ActivationQuantizer
 
@@ -29,7 +31,7 @@ class SoftmaxThreshold(ActivationQuantizer):
     def __init__(self, ratio: float = 0.25):
         super().__init__()
         if not 0 < ratio <= 1:
-            raise ValueError(f"ratio must lie in (0, 1], got {ratio}")
+            raise UserError(f"ratio must lie in (0, 1], got {ratio}")
         self.ratio = ratio
 
     def forward(self, scores: Tensor) -> Tensor:

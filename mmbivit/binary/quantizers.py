@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mmbivit.checks import UserError
+
 from .functional import binarize_weight, sign_ste
 
 __all__ = ["ActivationQuantizer", "Quantizer", "RSign", "WeightQuantizer", "WeightSign"]
@@ -32,7 +34,7 @@ class Quantizer(nn.Module):
         return 1 if self.binarize else 32
 
     def _refuse(self) -> ValueError:
-        return ValueError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
+        return UserError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
 
 
 class ActivationQuantizer(Quantizer):

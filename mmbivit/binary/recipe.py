@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from mmbivit.checks import check_choice, check_keys
+from mmbivit.checks import UserError, check_choice, check_keys
 
 from .attention import SoftmaxThreshold
 from .layers import BinaryLinear, RPReLU
@@ -51,7 +51,7 @@ class Recipe:
             if get_origin(hint) is Literal:
                 check_choice(f"recipe.{name}", value, get_args(hint))
             elif not callable(value):
-                raise ValueError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
+                raise UserError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
 
     def build_linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
         """Build a linear layer ``(*, in_features) -> (*, out_features)`` of a block."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.binary import Quantizer, RPReLU
+from mmbivit.checks import UserError
 
 __all__ = [
     "STAGE_KEY",
@@ -42,7 +43,7 @@ def find_prefix(keys: Iterable[str], prefix: str | None = None) -> str:
         prefix = "backbone." if any(key.startswith("backbone.") for key in keys) else ""
     prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
     if not any(key.startswith(prefix) for key in keys):
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has no key that starts with prefix={prefix!r}; "
             f"its keys are such as {', '.join(keys[:2]) or '(none)'}"
         )
@@ -92,9 +93,9 @@ def _prefixes(names: Iterable[str]) -> tuple[str, ...]:
 def check_tensor(key: str, value: Any) -> None:
     """Raise a ValueError if what a checkpoint holds under a key is no plain tensor, with which one can compute."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"the checkpoint is damaged: {key} is a {type(value).__name__}, expected a tensor")
+        raise UserError(f"the checkpoint is damaged: {key} is a {type(value).__name__}, expected a tensor")
     if value.layout != torch.strided or value.is_quantized:
-        raise ValueError(f"the checkpoint is damaged: {key} is a sparse or quantized tensor, expected a plain one")
+        raise UserError(f"the checkpoint is damaged: {key} is a sparse or quantized tensor, expected a plain one")
 
 
 def drop_configs(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import timm
 import torch
 from mmengine.dist import barrier, master_only
 
+from mmbivit.checks import UserError
 from mmbivit.files import atomic_writer
 
 from .content import find_state_dict
@@ -89,7 +90,7 @@ def _check_timm_name(name: str) -> None:
     known = timm.list_models(pretrained=True)
     names = difflib.get_close_matches(name, known, n=3)
     hint = f"do you mean {' or '.join(names)}?" if names else "timm.list_models(pretrained=True) names those it has"
-    raise ValueError(f"checkpoint {TIMM_SCHEME}{name}: timm has no pretrained weights of this name; {hint}")
+    raise UserError(f"checkpoint {TIMM_SCHEME}{name}: timm has no pretrained weights of this name; {hint}")
 
 
 def _fetch_from_timm(name: str, path: str) -> None:
@@ -120,8 +121,8 @@ def load_checkpoint_file(file: str, map_location: str = "cpu") -> dict[str, Any]
     """
     checkpoint = read_checkpoint(checkpoint_path(file), str(file), map_location)
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{file} is no checkpoint: it holds a {type(checkpoint).__name__}, expected a dict of tensors")
+        raise UserError(f"{file} is no checkpoint: it holds a {type(checkpoint).__name__}, expected a dict of tensors")
     state_dict = find_state_dict(checkpoint)
     if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
-        raise ValueError(f"{file} is no checkpoint: it holds no state dict, which has tensors by name")
+        raise UserError(f"{file} is no checkpoint: it holds no state dict, which has tensors by name")
     return checkpoint

@@ -14,6 +14,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmbivit.checks import UserError
+
 from .content import STAGE_KEY, binary_keys, check_tensor, find_prefix, find_state_dict, is_float_for
 from .names.swin import QUANTIZER, head_name, is_foreign, to_own_keys
 
@@ -45,7 +47,7 @@ def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str |
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):  # torch's list of what does not fit
             raise
-        raise ValueError(str(error).strip().splitlines()[-1].strip()) from error
+        raise UserError(str(error).strip().splitlines()[-1].strip()) from error
     return [key for key in missing if not key.endswith("num_batches_tracked")], unexpected
 
 
@@ -110,7 +112,7 @@ def register_classifier_key_mapping(module: nn.Module) -> None:
         own = {head_name(key): value for key, value in own.items()}
         weight = own.get("head.weight")
         if isinstance(weight, Tensor) and weight.ndim and len(weight) != module.head.out_features:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint's head has {len(weight)} classes, this model num_classes={module.head.out_features}; "
                 f"give num_classes={len(weight)}, or load the backbone alone with model.backbone.init_cfg"
             )
@@ -135,7 +137,7 @@ def _match_output_norms(state_dict: dict[str, Tensor], current: dict[str, Tensor
 def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], from_float: bool) -> None:
     """Fit a state dict with our own keys to the network's tensors, in place."""
     if not any(key in current for key in state_dict):
-        raise ValueError(f"the checkpoint is of another arch: none of its keys, such as {next(iter(state_dict))}, fits")
+        raise UserError(f"the checkpoint is of another arch: none of its keys, such as {next(iter(state_dict))}, fits")
     for key, value in state_dict.items():
         if key in current:
             check_tensor(key, value)
@@ -147,9 +149,9 @@ def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], from_float: 
         expected = current[key].shape if key in current else None
         if expected is None and re.match(r"stages\.\d+\.(blocks\.\d+\.(attn|mlp\.fc)|downsample\.)", key):
             if not QUANTIZER.search(key):
-                raise ValueError(f"the checkpoint is of another arch: it has {key}, which this network has not")
+                raise UserError(f"the checkpoint is of another arch: it has {key}, which this network has not")
         elif expected is not None and value.shape != expected:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint is of another arch: {key} has shape {tuple(value.shape)}, "
                 f"this network expects {tuple(expected)}; check arch, mlp_ratio, window_size and spatial_interaction"
             )

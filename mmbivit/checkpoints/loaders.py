@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.runner import checkpoint as published
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmbivit.checks import did_you_mean
+from mmbivit.checks import UserError, did_you_mean
 
 from .content import drop_configs, find_state_dict
 from .fetch import FETCHED_SCHEMES, load_checkpoint_file
@@ -54,7 +54,7 @@ def load_from_published_model(filename: str, map_location: Any = None) -> dict[s
     urls = _PUBLISHED[scheme]()
     name = published.get_deprecated_model_names().get(name, name)
     if name not in urls:
-        raise ValueError(f"checkpoint {filename}: MMEngine knows no model of this name{did_you_mean(name, urls)}")
+        raise UserError(f"checkpoint {filename}: MMEngine knows no model of this name{did_you_mean(name, urls)}")
     checkpoint = load_from_checkpoint_file(urls[name], map_location)
     if scheme == "mmcls":  # whole classifiers, wanted as backbones
         weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("backbone.")}
@@ -64,4 +64,4 @@ def load_from_published_model(filename: str, map_location: Any = None) -> dict[s
 
 def load_from_remote_storage(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Refuse storage that only MMEngine's loaders reach, since they unpickle anything."""
-    raise ValueError(f"checkpoint {filename} is on storage that cannot be read safely: copy it, and give a local file")
+    raise UserError(f"checkpoint {filename} is on storage that cannot be read safely: copy it, and give a local file")

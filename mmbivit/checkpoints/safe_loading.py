@@ -15,6 +15,8 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
+from mmbivit.checks import UserError
+
 __all__ = ["read_checkpoint", "trusting"]
 
 # Files whose code may run, by resolved path, and whether that has been said.
@@ -44,8 +46,8 @@ def read_checkpoint(path: Path, name: str, map_location: Any) -> Any:
     except Exception as error:  # of a file that may hold anything, reading may raise anything
         if isinstance(error, pickle.UnpicklingError) and not trusted:
             hint = "if the command line names the file, --trust-checkpoint loads it with any code in it"
-            raise ValueError(f"{name} is no checkpoint that can be loaded safely: {_reason(error)}; {hint}") from error
-        raise ValueError(f"{name} is no checkpoint, or not all of one: {_reason(error)}") from error
+            raise UserError(f"{name} is no checkpoint that can be loaded safely: {_reason(error)}; {hint}") from error
+        raise UserError(f"{name} is no checkpoint, or not all of one: {_reason(error)}") from error
     return content
 
 
@@ -88,7 +90,7 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:
-        raise ValueError(f"it is compressed, and unpacks to {size} bytes; torch.save does not compress")
+        raise UserError(f"it is compressed, and unpacks to {size} bytes; torch.save does not compress")
 
 
 def _check_tensors(content: Any, file_size: int) -> None:
@@ -98,7 +100,7 @@ def _check_tensors(content: Any, file_size: int) -> None:
         item = waiting.pop()
         if isinstance(item, Tensor):
             if item.layout == torch.strided and item.nbytes > file_size:
-                raise ValueError(f"it has a tensor of {item.nbytes} bytes, more than the file")
+                raise UserError(f"it has a tensor of {item.nbytes} bytes, more than the file")
         elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
             seen.add(id(item))
             waiting += item.values() if isinstance(item, dict) else item

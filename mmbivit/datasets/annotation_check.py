@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
+from mmbivit.checks import UserError
+
 from .annotation_file import AnnotationFile, check_segmentation, read_annotation_file
 
 __all__ = ["CocoUse", "check_annotations"]
@@ -105,7 +107,7 @@ def _classes(use: CocoUse) -> tuple[str, ...]:
 
     names = CocoDataset._load_metainfo(use.config.get("metainfo"))["classes"]
     if isinstance(names, str):
-        raise ValueError(
+        raise UserError(
             f"{use.key}: metainfo.classes is the text {names!r}, which is no file of class names; allowed: a tuple of "
             f"names, here ({names!r},), or such a file"
         )
@@ -134,7 +136,7 @@ def _check_num_classes(cfg: Config, key: str, classes: tuple[str, ...]) -> None:
         for head in heads if isinstance(heads, (list, tuple)) else [heads or {}]:
             if head.get("num_classes", len(classes)) != len(classes):
                 where = ".".join(filter(None, ("model", parent, name, "num_classes")))
-                raise ValueError(
+                raise UserError(
                     f"{where}={head['num_classes']}, but the data of {key} has {len(classes)} classes, "
                     f"{_some(classes)}: set {where}={len(classes)}, or metainfo=dict(classes=...) of the data set to "
                     "the classes that the model is for"
@@ -152,15 +154,15 @@ def _some(names: Sequence[str], shown: int = 5) -> str:
 def _check_classes(use: CocoUse, file: AnnotationFile, classes: tuple[str, ...]) -> np.ndarray:
     """Return which annotations are of the classes; raise a ValueError if the file's labels would be others."""
     if not file.names:
-        raise ValueError(f"{file.path} has no categories; {use.key} needs {_some(classes)}")
+        raise UserError(f"{file.path} has no categories; {use.key} needs {_some(classes)}")
     in_file = [name for name in file.names.values() if name in classes]
     if missing := [name for name in classes if name not in in_file]:
-        raise ValueError(
+        raise UserError(
             f"{file.path} has no categories {_some(missing)}, which are among the {len(classes)} classes of {use.key}; "
             f"it has {_some(list(file.names.values()))}: set metainfo=dict(classes=...) of the data set to these"
         )
     if tuple(in_file) != classes:
-        raise ValueError(
+        raise UserError(
             f"{file.path} has the categories in another order than the classes of {use.key}, and mmdet labels them in "
             f"the order of the file: set metainfo=dict(classes=({_some(in_file, len(in_file))},)) of the data set"
         )
@@ -195,7 +197,7 @@ def _check_dataset(use: CocoUse, file: AnnotationFile, classes: tuple[str, ...])
     _check_images(use, file, kept)
     objects &= kept[file.image_index]
     if not objects.any():
-        raise ValueError(
+        raise UserError(
             f"{file.path}: no object is left to train on in {use.key}; {_list(reasons) or 'it has no annotations'}"
         )
     empty = kept.copy()
@@ -258,7 +260,7 @@ def _select_images(use: CocoUse, file: AnnotationFile, is_class: np.ndarray, rea
     reasons[f"images smaller than {min_size} pixels left out (filter_cfg.min_size)"] = int((kept & is_small).sum())
     kept &= ~is_small
     if not kept.any():
-        raise ValueError(f"{file.path}: no image is left to train on in {use.key}; {_list(reasons)}")
+        raise UserError(f"{file.path}: no image is left to train on in {use.key}; {_list(reasons)}")
     return kept
 
 
@@ -273,7 +275,7 @@ def _check_images(use: CocoUse, file: AnnotationFile, kept: np.ndarray) -> None:
             factor = np.minimum(max(scale) / longer, min(scale) / shorter)
             for position in np.flatnonzero(kept & (shorter * factor < 0.5)):
                 image = file.images[position]
-                raise ValueError(
+                raise UserError(
                     f"{osp.join(use.image_folder, image['file_name'])} has {image['width']} x {image['height']} "
                     f"pixels, of which nothing is left when {resize['type']} makes it fit into {tuple(scale)}: remove "
                     f"it from {file.path}, or from training by filter_cfg=dict(min_size=...)"
@@ -304,10 +306,10 @@ def _check_evaluator(use: CocoUse, file: AnnotationFile, classes: tuple[str, ...
     if not _needs_annotations(use):
         return None
     if not is_class.any():
-        raise ValueError(f"{file.path} has no annotations of the classes of {use.key}: there is nothing to evaluate")
+        raise UserError(f"{file.path} has no annotations of the classes of {use.key}: there is nothing to evaluate")
     for annotation in file.annotations:
         if "iscrowd" not in annotation:
-            raise ValueError(f"{file.path}: annotation {annotation['id']!r} has no iscrowd, which evaluation needs: 0")
+            raise UserError(f"{file.path}: annotation {annotation['id']!r} has no iscrowd, which evaluation needs: 0")
     metrics = use.config.get("metric", "bbox")
     if "segm" in ([metrics] if isinstance(metrics, str) else metrics):
         _check_masks_of_evaluator(file, is_class)
@@ -325,7 +327,7 @@ def _check_evaluator(use: CocoUse, file: AnnotationFile, classes: tuple[str, ...
 def _check_masks_of_evaluator(file: AnnotationFile, is_class: np.ndarray) -> None:
     for position in np.flatnonzero(is_class):
         if check_segmentation(file, position)[1]:
-            raise ValueError(
+            raise UserError(
                 f"{file.path}: annotation {file.annotations[position]['id']!r} has a polygon of less than three points "
                 "or an odd number of coordinates, which pycocotools cannot evaluate: correct or remove the polygon"
             )
@@ -340,7 +342,7 @@ def _check_same_images(uses: Sequence[CocoUse], image_ids: dict[str, set]) -> No
         seen = set().union(*(image_ids[path] for path in paths))
         expected = image_ids[evaluator.path]
         if paths and not several and seen != expected:
-            raise ValueError(
+            raise UserError(
                 f"{evaluator.path} of {evaluator.key} has {len(expected - seen)} images that {', '.join(paths)} of the "
                 f"data set has not, and lacks {len(seen - expected)} images: give both the same ann_file"
             )

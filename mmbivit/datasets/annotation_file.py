@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mmbivit.checks import UserError
+
 __all__ = ["AnnotationFile", "check_segmentation", "read_annotation_file"]
 
 MAX_COORDINATE = 100_000  # pixels; OpenCV and pycocotools do not get to the end of much more
@@ -56,16 +58,16 @@ def read_annotation_file(path: str, need_annotations: bool = True) -> Annotation
     """
     content = _read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}; expected COCO's format: {_EXPECTED}")
+        raise UserError(f"{path} holds a JSON {type(content).__name__}; expected COCO's format: {_EXPECTED}")
     if not need_annotations:
         content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             found = f"its '{key}' is a {type(content[key]).__name__}" if key in content else f"it has no '{key}'"
-            raise ValueError(f"{path} is not in COCO's format, {found}; expected {_EXPECTED}")
+            raise UserError(f"{path} is not in COCO's format, {found}; expected {_EXPECTED}")
     images, annotations, categories = content["images"], content["annotations"], content["categories"]
     if not images:
-        raise ValueError(f"{path} has no images: there is nothing to train on or to evaluate")
+        raise UserError(f"{path} has no images: there is nothing to train on or to evaluate")
     image_ids = _ids(path, "image", images)
     _ids(path, "annotation", annotations)
     names = dict(
@@ -102,7 +104,7 @@ def _read_json(path: str) -> Any:
             return json.load(file)
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not JSON ({reason}): copy or download the annotation file again") from error
+        raise UserError(f"{path} is not JSON ({reason}): copy or download the annotation file again") from error
     finally:
         if collects:
             gc.enable()
@@ -129,11 +131,11 @@ def _column(path: str, kind: str, items: list, key: str, rule: _Rule, default: A
     values = []
     for position, item in enumerate(items):
         if type(item) is not dict:
-            raise ValueError(f"{path}: {kind} number {position + 1} is {reprlib.repr(item)}; expected an object")
+            raise UserError(f"{path}: {kind} number {position + 1} is {reprlib.repr(item)}; expected an object")
         value = item.get(key, default)
         if not is_allowed(value):
             found = f"{key} = {reprlib.repr(value)}" if key in item else f"no {key}"
-            raise ValueError(f"{path}: {_name(kind, item, position)} has {found}; allowed: {allowed}")
+            raise UserError(f"{path}: {_name(kind, item, position)} has {found}; allowed: {allowed}")
         values.append(value)
     return values
 
@@ -150,7 +152,7 @@ def _check_unique(path: str, kind: str, key: str, values: list) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{path} has more than one {kind} with the {key} {value!r}; give each its own")
+            raise UserError(f"{path} has more than one {kind} with the {key} {value!r}; give each its own")
         seen.add(value)
 
 
@@ -196,7 +198,7 @@ def check_segmentation(file: AnnotationFile, position: int) -> tuple[int, int]:
         problem, parts = None, len(segmentation) - unusable
     if problem is None:
         return parts, unusable
-    raise ValueError(
+    raise UserError(
         f"{file.path}: {_name('annotation', annotation, position)} has {problem}: a list of polygons [x1, y1, x2, y2, "
         f"...] of finite numbers of {MAX_COORDINATE} or less in size, or a run-length encoding of the whole image"
     )

@@ -18,6 +18,8 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mmbivit.checks import UserError
+
 __all__ = ["CheckedPipeline", "check_pipelines"]
 
 EXIF_ORIENTATION = 0x0112
@@ -72,7 +74,7 @@ class CheckedPipeline(Compose):
                     reason = "another image is taken for it (ignore_empty=True)"
                     print_log(f"{path} cannot be read: {reason}", "current", logging.WARNING)
                 else:
-                    raise ValueError(f"{path} cannot be read{self._remedy()}")
+                    raise UserError(f"{path} cannot be read{self._remedy()}")
             if data is None:
                 return None
         return data
@@ -84,10 +86,10 @@ class CheckedPipeline(Compose):
         if osp.isfile(path):
             content = Path(path).read_bytes()
             if _is_cut_off(content):
-                raise ValueError(f"{path} is a truncated JPEG file{self._remedy()}")
+                raise UserError(f"{path} is a truncated JPEG file{self._remedy()}")
             orientation = _orientation(content) if self._annotated else UPRIGHT
         if expected != (width, height):
-            raise ValueError(
+            raise UserError(
                 f"{path} has {width} x {height} pixels, but {expected[0]} x {expected[1]} in the annotation file: "
                 + _explain(orientation, expected == (height, width), color_type)
             )
@@ -109,11 +111,11 @@ class CheckedPipeline(Compose):
         if isinstance(step, LoadImageFromFile):
             is_empty = path is not None and osp.isfile(path) and osp.getsize(path) == 0
             found = "is empty" if is_empty else "is truncated, damaged or no image: it cannot be decoded"
-            return ValueError(f"{path} {found}{self._remedy()}")
+            return UserError(f"{path} {found}{self._remedy()}")
         if isinstance(step, Resize) and step.keep_ratio and isinstance(error, cv2.error):  # a side of 0 pixels
             height, width = data["img_shape"]
-            return ValueError(f"{path} has {width} x {height} pixels, too thin to be resized{self._remedy()}")
-        kind = ValueError if isinstance(error, (cv2.error, ValueError)) else RuntimeError
+            return UserError(f"{path} has {width} x {height} pixels, too thin to be resized{self._remedy()}")
+        kind = UserError if isinstance(error, (cv2.error, ValueError)) else RuntimeError
         culprit = "this image or its annotations" if self._annotated else "this image"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return kind(f"{path}: {type(step).__name__} fails with {culprit} ({reason})")

@@ -14,6 +14,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.utils import is_abs
 
+from mmbivit.checks import UserError
+
 from .annotation_check import CocoUse, check_annotations
 from .digit_scenes import LAYOUTS
 
@@ -81,7 +83,7 @@ def set_data_root(cfg: Config, data_root: str) -> None:
     datasets = [dataset for dataset in find_datasets(cfg, MODES, _is_coco) if _has_root(dataset)]
     image_datasets = find_datasets(cfg, MODES, is_timm_dataset)
     if not datasets and not image_datasets:
-        raise ValueError(
+        raise UserError(
             "the config has no TimmDataset and no COCO-like dataset with a data_root, so there is nothing to point "
             "elsewhere: change the ann_file and data_prefix of its datasets"
         )
@@ -113,7 +115,7 @@ def check_modes(modes: Iterable[str]) -> None:
     """Raise a ValueError if one of ``modes`` is not a mode of a runner."""
     unknown = set(modes) - set(MODES)
     if unknown:
-        raise ValueError(f"modes must be among {', '.join(MODES)}, got {', '.join(sorted(unknown))}")
+        raise UserError(f"modes must be among {', '.join(MODES)}, got {', '.join(sorted(unknown))}")
 
 
 def find_datasets(cfg: Config, modes: Iterable[str], matches: Callable[[dict], bool]) -> list[dict]:

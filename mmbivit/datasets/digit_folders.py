@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 
 from .digit_scenes import CREDITS, DIGIT_CLASSES, SPLITS
 from .made_folders import (
@@ -148,7 +148,7 @@ def _check_options(train: int, val: int, size: int, seed: int, clutter: tuple[in
     for name, value, minimum in (("train", train, 10), ("val", val, 10), ("size", size, 32), ("seed", seed, 0)):
         check_integer(name, value, minimum)
     if not isinstance(clutter, (tuple, list)) or len(clutter) != 2:
-        raise ValueError(f"clutter must be a (least, most) pair of numbers of fragments, got {clutter!r}")
+        raise UserError(f"clutter must be a (least, most) pair of numbers of fragments, got {clutter!r}")
     check_integer("clutter[0]", clutter[0], 0)
     check_integer("clutter[1]", clutter[1], clutter[0])
     return {
@@ -220,7 +220,7 @@ def draw_digit_folders(root: str | os.PathLike, split: str = "val", per_class: i
     from matplotlib.figure import Figure
 
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     check_integer("per_class", per_class, 1)
     folders = DigitFolders.load(root)
     figure = Figure(figsize=(2 * (0.7 * per_class + 0.3), 5 * 0.7), dpi=100)

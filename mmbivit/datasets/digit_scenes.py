@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 
 from .made_folders import (
     ADVICE,
@@ -175,11 +175,11 @@ def _check_options(train: int, val: int, size: Any, max_digits: int, seed: int, 
         check_integer(name, value, minimum)
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, (tuple, list)) else []
     if len(sides) != 2:
-        raise ValueError(f"size must be one number or a (height, width) pair, got {size!r}")
+        raise UserError(f"size must be one number or a (height, width) pair, got {size!r}")
     for i, side in enumerate(sides):
         check_integer(f"size[{i}]", side, 32)
     if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        raise UserError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return {
         "layout": layout,
         "size": [int(side) for side in sides],  # JSON knows no NumPy integers

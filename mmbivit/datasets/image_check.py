@@ -16,6 +16,8 @@ from mmengine.config import Config
 from timm.data import get_img_extensions
 from timm.utils.misc import natural_key
 
+from mmbivit.checks import UserError
+
 from .coco_check import MODES, advise_data_root, check_modes, draw_tree, find_datasets, is_timm_dataset, is_type
 from .timm_dataset import find_split, read_class_map
 
@@ -158,7 +160,7 @@ def _check_skipping(cfg: Config, modes: Sequence[str]) -> None:
     """Raise a ValueError if an evaluation would count the image after a corrupt one twice."""
     for mode in (mode for mode in modes if mode != "train"):
         if any(dataset.get("skip_corrupt") for dataset in find_datasets(cfg, [mode], is_timm_dataset)):
-            raise ValueError(
+            raise UserError(
                 f"{mode}_dataloader.dataset.skip_corrupt=True would count the image after a corrupt one twice: leave "
                 "it out (it is for training only), and replace or remove images that cannot be decoded"
             )
@@ -176,7 +178,7 @@ def _check_same_classes(folders: list[_Folder]) -> None:
                 problem += f"; only {here.path} has {_some(only)}"
         if first.labels.keys() == other.labels.keys():
             problem += "; only one of them has a class_map, and it numbers them differently"
-        raise ValueError(f"{problem}. Make the class folders the same, or give both datasets a class_map")
+        raise UserError(f"{problem}. Make the class folders the same, or give both datasets a class_map")
 
 
 def _check_num_classes(cfg: Config, folders: list[_Folder]) -> None:
@@ -191,7 +193,7 @@ def _check_num_classes(cfg: Config, folders: list[_Folder]) -> None:
             if folder.mode != "train" and number < model["num_classes"]:
                 continue  # some of the classes are enough to evaluate
         if number != model["num_classes"]:
-            raise ValueError(
+            raise UserError(
                 f"{folder.path} has {number} classes, but model.num_classes={model['num_classes']}: "
                 f"set model.num_classes={number}, or data_root to the data that the model is for"
             )
@@ -209,7 +211,7 @@ def _check_input_size(cfg: Config, modes: Sequence[str]) -> None:
     for transform in transforms:
         size = transform.get("input_size", 224)
         if min(size if isinstance(size, Sequence) else [size]) < smallest:
-            raise ValueError(
+            raise UserError(
                 f"input_size={size} of the TimmTransform is too small for the backbone: a token of its last stage "
                 f"covers {smallest} x {smallest} pixels. Set input_size to {smallest} or more, or take a smaller "
                 "patch_size or fewer stages"

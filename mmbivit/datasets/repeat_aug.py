@@ -5,7 +5,7 @@ from collections.abc import Sized
 from mmengine.dist import get_dist_info, sync_random_seed
 from timm.data.distributed_sampler import RepeatAugSampler as TimmRepeatAugSampler
 
-from mmbivit.checks import check_flag, check_integer, check_number
+from mmbivit.checks import UserError, check_flag, check_integer, check_number
 from mmbivit.registry import DATA_SAMPLERS
 
 __all__ = ["RepeatAugSampler"]
@@ -56,7 +56,7 @@ class RepeatAugSampler(TimmRepeatAugSampler):
             selected_ratio=selected_ratio,
         )
         if len(self) == 0:
-            raise ValueError(
+            raise UserError(
                 f"an epoch of RepeatAugSampler would hold no images: {len(dataset)} images, {world_size} ranks, "
                 f"selected_round={selected_round}, selected_ratio={selected_ratio}; use more images, selected_round=0 "
                 "or a smaller selected_ratio"

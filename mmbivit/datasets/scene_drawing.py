@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 
 from .digit_scenes import SPLITS, DigitScenes
 from .scene_rendering import LUMINANCE
@@ -43,7 +43,7 @@ def draw_scenes(root: str | os.PathLike, split: str = "val", count: int = 12, co
     from matplotlib.figure import Figure
 
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     for name, value in (("count", count), ("columns", columns)):
         check_integer(name, value, 1)
     scenes = DigitScenes.load(root)

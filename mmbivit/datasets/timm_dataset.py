@@ -21,6 +21,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
+from mmbivit.checks import UserError
 from mmbivit.registry import DATASETS
 
 __all__ = ["TimmDataset", "find_split", "read_class_map", "readable_names", "to_rgb"]
@@ -71,7 +72,7 @@ class TimmDataset(Dataset):
     ):
         _check_name(name)
         if wrong := sorted(REFUSED & options.keys()):
-            raise ValueError(f"TimmDataset has no options {', '.join(wrong)}: images are RGB and go into the pipeline")
+            raise UserError(f"TimmDataset has no options {', '.join(wrong)}: images are RGB and go into the pipeline")
         self._title = f"{name or data_root}/{split}"
         self._source, self._reader = _open(str(data_root), split, name, class_map, options)
         folders = _class_folders(self._source, self._reader)
@@ -90,7 +91,7 @@ class TimmDataset(Dataset):
             raise IndexError(f"index {index}, but {self._title} has {len(self)} images")
         results = self.pipeline(self._load(index))
         if results is None or "inputs" not in results:
-            raise ValueError(
+            raise UserError(
                 "the pipeline of TimmDataset returns no 'inputs': end it with dict(type='mmbivit.TimmTransform')"
             )
         return {key: results[key] for key in ("inputs", "labels", "img_path")}
@@ -106,12 +107,12 @@ class TimmDataset(Dataset):
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # missing, no permission, too many open files: not the image's fault
                 if not self.skip_corrupt:
-                    raise ValueError(
+                    raise UserError(
                         f"{path} cannot be decoded ({error}): replace it, or set skip_corrupt=True in the data set, "
                         "which skips such images"
                     ) from error
                 self._report(position, path, error)
-        raise ValueError(
+        raise UserError(
             f"{attempt + 1} images in a row cannot be decoded, the last one is {path}: "
             f"too many for skip_corrupt=True, so copy or unpack {self._title} again"
         )
@@ -148,7 +149,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # early Pillow reads PNG so
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("it has 32 bits per pixel, allowed are 8 and 16")
+        raise UserError("it has 32 bits per pixel, allowed are 8 and 16")
     return image.convert("RGB")
 
 
@@ -175,12 +176,12 @@ def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
 def _check_name(name: str) -> None:
     prefix, separator, rest = name.partition("/")
     if prefix.lower() in STREAMED:
-        raise ValueError(
+        raise UserError(
             f"name={name!r} is streamed: it has neither length nor index, which MMEngine's samplers need. Use an image "
             "folder or tar files (name=''), 'torch/...' or 'hfds/...'"
         )
     if name and not (prefix.lower() in ("torch", "hfds") and rest):
-        raise ValueError(f"name={name!r}; allowed: '' (image folder or tar files), 'torch/<name>', 'hfds/<name>'")
+        raise UserError(f"name={name!r}; allowed: '' (image folder or tar files), 'torch/<name>', 'hfds/<name>'")
 
 
 def _open(data_root: str, split: str, name: str, class_map: Any, options: dict) -> tuple[Any, Any]:
@@ -191,7 +192,7 @@ def _open(data_root: str, split: str, name: str, class_map: Any, options: dict) 
         return source, source.reader
     if kind == "torch":
         if class_map:
-            raise ValueError(f"class_map={class_map!r} needs an image folder or tar files, {name} has its own classes")
+            raise UserError(f"class_map={class_map!r} needs an image folder or tar files, {name} has its own classes")
         if rest in ("folder", "image_folder"):
             data_root = str(find_split(data_root, split))
         return _open_torchvision(data_root, split, name, options), None
@@ -208,9 +209,9 @@ def _open_torchvision(data_root: str, split: str, name: str, options: dict) -> D
     except (RuntimeError, FileNotFoundError) as error:  # torchvision's ways to say that files are missing
         raise FileNotFoundError(f"{name} is not in data_root={data_root!r}: {error}") from error
     except (AssertionError, TypeError) as error:
-        raise ValueError(f"name={name!r} with options {options}: {error}") from error
+        raise UserError(f"name={name!r} with options {options}: {error}") from error
     if getattr(source, "train", None) is False and split not in (*SPLIT_NAMES[1], "test"):
-        raise ValueError(
+        raise UserError(
             f"split={split!r}; {name} has 'train' and 'test' (also called 'val')"
         )  # timm takes any for test
     return source
@@ -227,9 +228,9 @@ def _open_folder(root: Path, class_map: dict | None, options: dict, expected: st
             return ReaderImageInTar(str(root), class_map or "", **{"cache_tarfiles": False, **options})
         return create_dataset("", str(root), search_split=False, class_map=class_map, **options).reader
     except TypeError as error:
-        raise ValueError(f"options {options} of TimmDataset: {error}") from error
+        raise UserError(f"options {options} of TimmDataset: {error}") from error
     except tarfile.TarError as error:
-        raise ValueError(f"{root} cannot be read as tar: {error}") from error
+        raise UserError(f"{root} cannot be read as tar: {error}") from error
     except (RuntimeError, ValueError) as error:  # what timm's readers end in when they find nothing
         kinds = ", ".join(get_img_extensions())
         chosen = f" of the classes in class_map ({', '.join(list(class_map)[:3])}, ...)" if class_map else ""
@@ -243,7 +244,7 @@ def find_split(data_root: str, split: str) -> Path:
     wrong labels.
     """
     if not isinstance(split, str):
-        raise ValueError(f"split={split!r}; allowed: the name of a folder, such as 'train', or ''")
+        raise UserError(f"split={split!r}; allowed: the name of a folder, such as 'train', or ''")
     root = Path(data_root)
     if not split or (root.is_file() and root.suffix == ".tar"):
         names = [""]
@@ -270,9 +271,9 @@ def read_class_map(class_map: Mapping[str, int] | str | None, root: Path | str =
     try:
         mapping = load_class_map(class_map if isinstance(class_map, str) else dict(class_map), str(root))
     except AssertionError as error:
-        raise ValueError(f"class_map={class_map!r}: {error}; allowed: a dict, a .txt or a .pkl file") from error
+        raise UserError(f"class_map={class_map!r}: {error}; allowed: a dict, a .txt or a .pkl file") from error
     if wrong := {key: label for key, label in mapping.items() if not isinstance(label, int) or label < 0}:
-        raise ValueError(f"class_map has labels that are no integers of 0 or more: {wrong}")
+        raise UserError(f"class_map has labels that are no integers of 0 or more: {wrong}")
     return {key: label for key, label in mapping.items() if key}  # a file may end in an empty line
 
 
@@ -280,16 +281,16 @@ def _check_classes(names: list[str], expected: str) -> None:
     """Refuse what timm would take for classes in a folder that is laid out otherwise."""
     if stray := [name for name in names if not name or name.startswith(".")]:
         where = f"the hidden folder '{stray[0]}'" if stray[0].strip(".") else "no class folder"
-        raise ValueError(f"there are images in {where}, which would count as a class; {expected}")
+        raise UserError(f"there are images in {where}, which would count as a class; {expected}")
     if len(names) == 1:
-        raise ValueError(
+        raise UserError(
             f"all images are in folders called '{names[0]}', which is only one class (the innermost folder names the "
             f"class); {expected}, or a class_map"
         )
     by_key: dict[tuple, str] = {}
     for name in names:
         if (other := by_key.setdefault(tuple(natural_key(name)), name)) != name:
-            raise ValueError(
+            raise UserError(
                 f"class folders '{other}' and '{name}' have no order in timm's sorting: rename one or give a class_map"
             )
 

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 
-from mmbivit.checks import check_choice, check_flag, check_number
+from mmbivit.checks import UserError, check_choice, check_flag, check_number
 from mmbivit.registry import TRANSFORMS
 
 __all__ = ["TimmTransform", "tolerate_zero_bits"]
@@ -53,7 +53,7 @@ class TimmTransform:
         try:
             self.transform = create_transform(self.input_size, is_training, use_prefetcher=True, **options)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"timm.data.create_transform does not take {options}: {error!r}") from error
+            raise UserError(f"timm.data.create_transform does not take {options}: {error!r}") from error
         tolerate_zero_bits(self.transform)
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _check_size(input_size: int | Sequence[int]) -> int | tuple[int, int]:
     pair = input_size if isinstance(input_size, (list, tuple)) else (input_size, input_size)
     are_integers = all(isinstance(size, int) and not isinstance(size, bool) for size in pair)
     if len(pair) != 2 or not are_integers or not all(1 <= size <= LARGEST_SIZE for size in pair):
-        raise ValueError(
+        raise UserError(
             f"input_size={input_size!r}; allowed: a positive integer, or (height, width), up to {LARGEST_SIZE}"
         )
     return input_size if isinstance(input_size, int) else tuple(input_size)
@@ -103,10 +103,10 @@ def _check_options(is_training: bool, options: dict[str, Any]) -> None:
     allowed = everything & {*inspect.signature(used_by).parameters, *(["no_aug"] if is_training else [])}
     for name in options:
         if name in ELSEWHERE:
-            raise ValueError(f"TimmTransform has no option {name}: {ELSEWHERE[name]}")
+            raise UserError(f"TimmTransform has no option {name}: {ELSEWHERE[name]}")
         if name not in allowed:
             why = f"has no effect with is_training={is_training}" if name in everything else "is unknown to timm"
-            raise ValueError(f"option {name} of TimmTransform {why}; allowed: {', '.join(sorted(allowed))}")
+            raise UserError(f"option {name} of TimmTransform {why}; allowed: {', '.join(sorted(allowed))}")
 
 
 def _check_values(options: dict[str, Any]) -> None:
@@ -123,6 +123,6 @@ def _check_values(options: dict[str, Any]) -> None:
         if pair is None:
             continue
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(f"{name}={pair!r}; allowed: (least, greatest)")
+            raise UserError(f"{name}={pair!r}; allowed: (least, greatest)")
         check_number(f"{name}[0]", pair[0], 0, 100, above=True)
         check_number(f"{name}[1]", pair[1], pair[0], 100)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from timm.data import create_reader
 
+from mmbivit.checks import UserError
+
 OFFICIAL_COUNTS = {"train": 500, "val": 50}  # images per class
 NUM_CLASSES = 200
 TREE = """\
@@ -101,7 +103,7 @@ def _read_wnids(root: Path, num_classes: int) -> list[str]:
         raise FileNotFoundError(_explain(root, missing))
     wnids = (root / "wnids.txt").read_text().split()
     if len(set(wnids)) != num_classes:
-        raise ValueError(f"{root / 'wnids.txt'} names {len(set(wnids))} classes instead of {num_classes}")
+        raise UserError(f"{root / 'wnids.txt'} names {len(set(wnids))} classes instead of {num_classes}")
     return list(dict.fromkeys(wnids))
 
 
@@ -126,7 +128,7 @@ def _plan(source: Path, target: Path, wnids: list[str]) -> Moves:
     classes = _read_annotations(source / "val_annotations.txt") if flat else {}
     for image in flat:
         if classes.get(image.name) not in wnids:
-            raise ValueError(f"{source / 'val_annotations.txt'} names no class of wnids.txt for {image}")
+            raise UserError(f"{source / 'val_annotations.txt'} names no class of wnids.txt for {image}")
         moves.append((image, target / classes[image.name] / image.name))
     return moves
 
@@ -144,7 +146,7 @@ def _read_annotations(path: Path) -> dict[str, str]:
     rows = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
     wrong = [row for row in rows if len(row) < 2]
     if wrong:
-        raise ValueError(f"{path} has a line without tabs: {wrong[0][0]!r}; expected: file, wnid, x, y, w, h")
+        raise UserError(f"{path} has a line without tabs: {wrong[0][0]!r}; expected: file, wnid, x, y, w, h")
     return {row[0]: row[1] for row in rows}
 
 
@@ -154,11 +156,11 @@ def _read_annotations(path: Path) -> dict[str, str]:
 def _check_counts(folder: Path, found: Counter[str], wnids: list[str], count: int) -> None:
     unknown = sorted(set(found) - set(wnids))
     if unknown:
-        raise ValueError(f"{folder} has images in folders that are no classes of wnids.txt: {', '.join(unknown[:5])}")
+        raise UserError(f"{folder} has images in folders that are no classes of wnids.txt: {', '.join(unknown[:5])}")
     wrong = [wnid for wnid in wnids if found[wnid] != count]
     if wrong:
         more = f", and {len(wrong) - 1} more classes are wrong" if len(wrong) > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{folder}: class {wrong[0]} has {found[wrong[0]]} images instead of {count}{more}. "
             "Extract the archive again"
         )
@@ -170,13 +172,13 @@ def _check_conflicts(moves: Moves) -> None:
     for source, target in moves:
         for other in (sources.setdefault(target, source), target):
             if other != source and other.exists() and not filecmp.cmp(source, other, shallow=False):
-                raise ValueError(f"{source} and {other} are different, but both belong to {target}: remove one of them")
+                raise UserError(f"{source} and {other} are different, but both belong to {target}: remove one of them")
 
 
 def _check_links(moves: Moves) -> None:
     links = [source for source, _ in moves if source.is_symlink()]
     if links:
-        raise ValueError(f"{links[0]} is a link, which would break when it is moved: convert to another folder (--out)")
+        raise UserError(f"{links[0]} is a link, which would break when it is moved: convert to another folder (--out)")
 
 
 def _count_as_timm(folder: Path) -> Counter[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, Quantizer, RPReLU, SoftmaxThreshold
+from mmbivit.checks import UserError
 from mmbivit.packed.folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
 from mmbivit.packed.modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, padded
@@ -41,7 +42,7 @@ def pack(model: nn.Module) -> nn.Module:
     backbone = getattr(model, "backbone", None)
     if type(backbone) is not BinarySwinTransformer:
         what = type(model).__name__ if backbone is None else f"backbone is {type(backbone).__name__}"
-        raise ValueError(f"{what}: pack() takes a BinarySwinTransformer, or a model whose backbone is one")
+        raise UserError(f"{what}: pack() takes a BinarySwinTransformer, or a model whose backbone is one")
     packed = pack_swin(backbone)
     # The float backbone is not copied, only to be thrown away.
     copied = copy.deepcopy(model, memo={id(backbone): packed})
@@ -54,13 +55,13 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
+        raise UserError(f"{name} {error}") from None
 
 
 def _expect(module: nn.Module, name: str, *types: type) -> None:
     if type(module) not in types:
         expected = " or ".join(t.__name__ for t in types)
-        raise ValueError(f"{name} is {type(module).__name__}; only {expected} can be packed here")
+        raise UserError(f"{name} is {type(module).__name__}; only {expected} can be packed here")
 
 
 @torch.no_grad()
@@ -90,11 +91,11 @@ def _check_modules(backbone: nn.Module) -> None:
     from mmbivit.models import patch, swin
 
     if backbone.stage != 2:
-        raise ValueError(
+        raise UserError(
             f"{type(backbone).__name__} is in training stage {backbone.stage}; train on to stage 2, then pack"
         )
     if not any(isinstance(module, BinaryLinear) for module in backbone.modules()):
-        raise ValueError(f"{type(backbone).__name__} has no binary layer; pack() takes a binary recipe")
+        raise UserError(f"{type(backbone).__name__} has no binary layer; pack() takes a binary recipe")
     known = (
         *(models.BinarySwinTransformer, swin.SwinStage, swin.SwinBlock, patch.PatchEmbed, swin.PatchMerging),
         *(models.WindowAttention, models.DualBranchMLP, models.SpatialInteraction),
@@ -107,7 +108,7 @@ def _check_modules(backbone: nn.Module) -> None:
             with _named(name):
                 module.fold()  # it may refuse
         elif not isinstance(module, Quantizer) and type(module) not in known:
-            raise ValueError(f"{name} is {type(module).__name__}, which pack() does not know")
+            raise UserError(f"{name} is {type(module).__name__}, which pack() does not know")
 
 
 def _config(backbone: "BinarySwinTransformer") -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _config(backbone: "BinarySwinTransformer") -> dict[str, Any]:
     si = blocks[0].mlp.si
     ratios = {getattr(block.module.attn.attention, "ratio", 1.0) for block in backbone.blocks()}
     if len(ratios) > 1:
-        raise ValueError(f"the attention of the blocks selects at different ratios {sorted(ratios)}; expected one")
+        raise UserError(f"the attention of the blocks selects at different ratios {sorted(ratios)}; expected one")
     reductions = [stage.downsample.reduction for stage in backbone.stages if stage.downsample is not None]
     return dict(
         embed_dims=backbone.num_features[0],
@@ -156,7 +157,7 @@ def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) 
     _expect(attn.qkv, f"{name}.attn.qkv", BinaryLinear)
     if not isinstance(attn.qkv_quantizer, ActivationQuantizer):
         what = type(attn.qkv_quantizer).__name__
-        raise ValueError(f"{name}.attn.qkv_quantizer is {what}; only a quantizer of activations can be packed here")
+        raise UserError(f"{name}.attn.qkv_quantizer is {what}; only a quantizer of activations can be packed here")
     _expect(attn.attention, f"{name}.attn.attention", SoftmaxThreshold)
     _expect(attn.proj, f"{name}.attn.proj", BinaryLinear)
     head_dim = packed.head_dim
@@ -212,7 +213,7 @@ def _si_tensors(si: nn.Module, name: str) -> dict[str, Tensor]:
     _expect(si.fc1, f"{name}.fc1", BinaryLinear)
     _expect(si.fc2, f"{name}.fc2", BinaryLinear)
     if not si.active:
-        raise ValueError(f"{name} is idle, as in training stage 1; train on to stage 2, then pack")
+        raise UserError(f"{name} is idle, as in training stage 1; train on to stage 2, then pack")
     with _named(f"{name}.norm"):
         affine = torch.stack(norm_affine(si.norm, len(si.alpha)))
     with _named(f"{name}.fc1"):

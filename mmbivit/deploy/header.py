@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mmbivit import __version__
+from mmbivit.checks import UserError
 
 __all__ = [
     "FORMAT",
@@ -85,7 +86,7 @@ def open_packed(path: str | Path) -> Iterator[Any]:
         with Path(path).open("rb") as head:
             if head.read(2) == b"PK":
                 reason = "it is a checkpoint of PyTorch"
-        raise ValueError(
+        raise UserError(
             f"{path} is no packed file, or not all of one ({reason}); make one with tools/deployment/export_packed.py"
         ) from error
     with file as opened:
@@ -96,7 +97,7 @@ def parse_header(path: Path, file: Any) -> PackedFile:
     """Read the header of a file from :func:`open_packed`; raises a ValueError as :func:`read_header` does."""
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{path} is a safetensors file, but no packed network: its metadata lacks format={FORMAT!r}; "
             "make one with tools/deployment/export_packed.py"
         )
@@ -104,10 +105,10 @@ def parse_header(path: Path, file: Any) -> PackedFile:
     if not version.isdecimal() or not 1 <= int(version[:9]) <= FORMAT_VERSION:
         newer = version.isdecimal() and int(version[:9]) > FORMAT_VERSION
         hint = f"update mmbivit ({__version__} here), or export the network again" if newer else "export it again"
-        raise ValueError(f"{path} has format version {version[:9]!r}, this mmbivit reads {FORMAT_VERSION}: {hint}")
+        raise UserError(f"{path} has format version {version[:9]!r}, this mmbivit reads {FORMAT_VERSION}: {hint}")
     kind = metadata.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"{path} says that it is a {kind!r}; expected {', '.join(KINDS)}")
+        raise UserError(f"{path} says that it is a {kind!r}; expected {', '.join(KINDS)}")
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
     return PackedFile(
         path=path,
@@ -128,15 +129,15 @@ def _parse(path: Path, metadata: dict[str, str], name: str, expected: type, *def
         return default[0]
     try:
         if text is None or len(text) > _MAX_JSON:
-            raise ValueError("it is missing" if text is None else f"it is longer than {_MAX_JSON} characters")
+            raise UserError("it is missing" if text is None else f"it is longer than {_MAX_JSON} characters")
         value = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_number)
         if _depth(value) > _MAX_DEPTH:
-            raise ValueError("it is nested too deeply")
+            raise UserError("it is nested too deeply")
         if not isinstance(value, expected):
-            raise ValueError(f"it is a {type(value).__name__}, expected a {expected.__name__}")
+            raise UserError(f"it is a {type(value).__name__}, expected a {expected.__name__}")
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged, its {name!r} cannot be read: {reason}; export it again") from error
+        raise UserError(f"{path} is damaged, its {name!r} cannot be read: {reason}; export it again") from error
     return value
 
 
@@ -147,7 +148,7 @@ def _integer(text: str) -> int:
 def _number(text: str) -> float:
     value = float(text)
     if not abs(value) <= MAX_NUMBER:  # not a number fails too
-        raise ValueError(f"the number {text[:20]} is out of range")
+        raise UserError(f"the number {text[:20]} is out of range")
     return value
 
 

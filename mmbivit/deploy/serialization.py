@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from mmbivit import __version__, compat
+from mmbivit.checks import UserError
 from mmbivit.files import atomic_writer
 from mmbivit.packed.swin import PackedSwinTransformer
 
@@ -54,7 +55,7 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
     """
     path = Path(path)
     if path.suffix != SUFFIX:
-        raise ValueError(f"{path}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
+        raise UserError(f"{path}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
     kind = _kind_of(packed)
     backbone = packed if kind == "backbone" else packed.backbone
     description = {"architecture": backbone.config}
@@ -113,7 +114,7 @@ def _kind_of(packed: nn.Module) -> str:
         from mmbivit.models import ImageClassifier
 
         return "classifier" if isinstance(packed, ImageClassifier) else "detector"
-    raise ValueError(f"{type(packed).__name__} is not packed: give save() what mmbivit.deploy.pack() returns")
+    raise UserError(f"{type(packed).__name__} is not packed: give save() what mmbivit.deploy.pack() returns")
 
 
 def _builder(header: PackedFile) -> Callable[[], nn.Module]:
@@ -121,7 +122,7 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
     # MMEngine, which builds the backbone of a whole model, takes some keys for itself.
     unknown = header.architecture.keys() - inspect.signature(PackedSwinTransformer).parameters
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{header.path}: its architecture has {min(unknown)[:64]!r}, which this version ({__version__}) does not "
             f"know; it is damaged or of another version ({header.mmbivit_version[:20]})"
         )
@@ -143,7 +144,7 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
             objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
             of_backbone = any(isinstance(found, PackedSwinTransformer) for found in objects)
             field = "architecture" if header.kind == "backbone" or of_backbone else "model"
-            raise ValueError(
+            raise UserError(
                 f"{header.path}: its {header.kind} cannot be built, as its {field!r} is damaged or of another version "
                 f"({header.mmbivit_version[:20]}): {type(error).__name__}: {reason[:300]}"
             ) from error
@@ -160,7 +161,7 @@ def _registering_at_most(count: int, path: Path) -> Iterator[None]:
         nonlocal seen
         seen += 1
         if seen > count:
-            raise ValueError(f"{path} describes more layers than it has tensors for")
+            raise UserError(f"{path} describes more layers than it has tensors for")
 
     handles = [
         registration.register_module_module_registration_hook(hook),
@@ -179,14 +180,14 @@ def _check_tensors(header: PackedFile, expected: dict[str, Tensor]) -> None:
     path, tensors = header.path, header.tensors
     for names, what in ((expected.keys() - tensors.keys(), "lacks"), (tensors.keys() - expected.keys(), "also has")):
         if names:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not fit the architecture that it describes: it {what} {len(names)} tensors, "
                 f"first {min(names)!r}; export it again"
             )
     for name, tensor in expected.items():
         wanted = _DTYPES.get(tensor.dtype), tuple(tensor.shape)
         if tensors[name] != wanted:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not fit the architecture that it describes: {name!r} is {_text(*tensors[name])}, "
                 f"expected {_text(*wanted)}; export it again"
             )

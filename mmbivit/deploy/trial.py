@@ -22,6 +22,8 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from PIL import Image
 from torch import Tensor, nn
 
+from mmbivit.checks import UserError
+
 from .header import PackedFile
 
 __all__ = ["TRIALS", "try_classifier", "try_detector"]
@@ -124,7 +126,7 @@ def _check_names(model: nn.Module, header: PackedFile) -> None:
     for place, module in model.named_modules():
         count = getattr(module, "num_classes", 0) if re.search(r"(^|\.)bbox_head(\.\d+)?$", place) else 0
         if names and count > len(names):
-            raise ValueError(
+            raise UserError(
                 f"{header.path} is not loaded: 'dataset_meta' has {len(names)} names, but model.{place} detects "
                 f"{count} classes; export it again"
             )
@@ -181,7 +183,7 @@ def _naming(header: PackedFile, field: str, model: nn.Module | None = None) -> I
     except Exception as error:  # MMDetection and its layers raise anything
         place = field if model is None else f"{field}{_part(model, error)}"
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"{header.path} is not loaded: its {place!r} fails on a tiny image, as it is damaged or of another version "
             f"({header.mmbivit_version[:20]}): {type(error).__name__}: {reason[:300]}"
         ) from error

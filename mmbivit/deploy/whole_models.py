@@ -18,6 +18,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope, Registry
 from torch import nn
 
+from mmbivit.checks import UserError
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models import ClassificationPreprocessor, ImageClassifier
 
@@ -110,7 +111,7 @@ def describe_classifier(model: ImageClassifier, config: Any = None) -> dict[str,
     """
     preprocessor = model.data_preprocessor
     if not isinstance(preprocessor, ClassificationPreprocessor):
-        raise ValueError(
+        raise UserError(
             f"data_preprocessor is a {type(preprocessor).__name__}; a packed file holds mmbivit's "
             "ClassificationPreprocessor only"
         )
@@ -134,7 +135,7 @@ def describe_detector(model: nn.Module, config: Any) -> dict[str, Any]:
         ValueError: without a config, or if it has what cannot be stored; it names the key.
     """
     if config is None or not config.get("model"):
-        raise ValueError("a detector is saved with its config: save(packed, path, config)")
+        raise UserError("a detector is saved with its config: save(packed, path, config)")
     described = _plain({key: value for key, value in config["model"].items() if key != "backbone"})
     _check_detector(_decoded(described))
     meta = _describe_meta(model, described)
@@ -150,7 +151,7 @@ def classifier_builder(header: PackedFile) -> Callable[[], nn.Module]:
     described, keys = header.model, {"num_classes", "topk", "data_preprocessor"}
     normalisation = described.get("data_preprocessor")
     if described.keys() != keys or not isinstance(normalisation, dict) or normalisation.keys() != {"mean", "std"}:
-        raise ValueError(f"{header.path}: 'model' of a classifier has to have num_classes, topk, mean and std only")
+        raise UserError(f"{header.path}: 'model' of a classifier has to have num_classes, topk, mean and std only")
     _check_numbers(header, described)
     attributes = _attributes(header)
 
@@ -174,7 +175,7 @@ def detector_builder(header: PackedFile) -> Callable[[], nn.Module]:
     try:
         _check_detector(described)
     except ValueError as error:
-        raise ValueError(f"{header.path} is not loaded: {error}") from error
+        raise UserError(f"{header.path} is not loaded: {error}") from error
     attributes = _attributes(header)
     detector = _find_class(described["type"], "model")
     # Most of them cannot be built without.
@@ -195,13 +196,13 @@ def detector_builder(header: PackedFile) -> Callable[[], nn.Module]:
 def _check_detector(described: dict[str, Any]) -> None:
     """Raise a ValueError for anything in a detector's config that is not known to be harmless."""
     if not isinstance(described, dict):
-        raise ValueError("model is a tuple, expected keys and values")
+        raise UserError("model is a tuple, expected keys and values")
     if "backbone" in described:
-        raise ValueError("model.backbone is described by the architecture alone")
+        raise UserError("model.backbone is described by the architecture alone")
     _check(described, "model", "model")
     module = _find_class(described.get("type"), "model").__module__
     if not _is_in(module, ("mmdet.models.detectors",)):
-        raise ValueError(f"model.type={described['type']!r} is no detector")
+        raise UserError(f"model.type={described['type']!r} is no detector")
 
 
 def _check(value: Any, key: str, place: str) -> None:
@@ -221,23 +222,23 @@ def _check(value: Any, key: str, place: str) -> None:
     elif isinstance(value, (int, float)):
         least, most = _RANGES.get(key, (-MAX_NUMBER, MAX_NUMBER))
         if not least <= value <= most:
-            raise ValueError(f"{place}={value!r} is out of range; a packed file holds {least} to {most} there")
+            raise UserError(f"{place}={value!r} is out of range; a packed file holds {least} to {most} there")
     elif value is not None:
-        raise ValueError(f"{place} is a {type(value).__name__}; a packed file holds plain values only")
+        raise UserError(f"{place} is a {type(value).__name__}; a packed file holds plain values only")
 
 
 def _check_key(key: Any, place: str) -> None:
     if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise ValueError(f"{place} has the key {str(key)[:64]!r}, which is no plain name")
+        raise UserError(f"{place} has the key {str(key)[:64]!r}, which is no plain name")
     words = _REFUSED_WORDS & {key, *key.lower().split("_")}
     if words:
-        raise ValueError(f"{place} has the key {key!r}; a packed file holds nothing of files, downloads or imports")
+        raise UserError(f"{place} has the key {key!r}; a packed file holds nothing of files, downloads or imports")
 
 
 def _check_word(value: str, place: str) -> None:
     """Refuse paths, URLs, dotted names, and the name of any module: several options end as a ``type``."""
     if not _WORD.fullmatch(value) or value in sys.modules or _is_importable(value):
-        raise ValueError(f"{place}={value[:64]!r}; a packed file holds plain words here, no paths, URLs or modules")
+        raise UserError(f"{place}={value[:64]!r}; a packed file holds plain words here, no paths, URLs or modules")
 
 
 def _is_importable(name: str) -> bool:
@@ -252,7 +253,7 @@ def _find_class(name: Any, key: str) -> type | None:
     """
     if key in _FUNCTIONS:
         if name not in _FUNCTIONS[key]:
-            raise ValueError(f"{key}.type={str(name)[:64]!r}; allowed: {', '.join(_FUNCTIONS[key])}")
+            raise UserError(f"{key}.type={str(name)[:64]!r}; allowed: {', '.join(_FUNCTIONS[key])}")
         return None
     # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
     from mmdet import registry
@@ -260,7 +261,7 @@ def _find_class(name: Any, key: str) -> type | None:
     of_task = _TASK_KEY.search(key)
     found = _registered(name, registry.TASK_UTILS if of_task else registry.MODELS)
     if found is None or not _is_allowed(found, _TASK_MODULES if of_task else _MODEL_MODULES):
-        raise ValueError(
+        raise UserError(
             f"{key}.type={str(name)[:64]!r} is none of the classes of MMDetection that a packed file may name"
         )
     return found
@@ -292,7 +293,7 @@ def _check_pipeline(pipeline: Any, kind: str) -> None:
     for transform in pipeline:
         if not isinstance(transform, dict) or transform.get("type") not in allowed:
             name = transform.get("type") if isinstance(transform, dict) else transform
-            raise ValueError(
+            raise UserError(
                 f"a transform of test images is {str(name)[:64]!r}; a packed {kind} may have {', '.join(allowed)}"
             )
         options = {key: value for key, value in transform.items() if key != "type"}
@@ -303,9 +304,9 @@ def _check_pipeline(pipeline: Any, kind: str) -> None:
 def _check_options(value: Any, place: str) -> None:
     """Check what the options of a transform are beside harmless values: no other transform, no huge image."""
     if isinstance(value, dict) and "type" in value:
-        raise ValueError(f"{place} has a 'type' in its options")
+        raise UserError(f"{place} has a 'type' in its options")
     if isinstance(value, (int, float)) and not abs(value) <= _MAX_PIXELS:
-        raise ValueError(f"{place} has the number {value}; allowed: up to {_MAX_PIXELS}")
+        raise UserError(f"{place} has the number {value}; allowed: up to {_MAX_PIXELS}")
     children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     for child in children:
         _check_options(child, place)
@@ -318,7 +319,7 @@ def _check_numbers(header: PackedFile, described: dict[str, Any]) -> None:
     good = all(isinstance(values, list) and values for values in lists)
     good = good and all(type(number) in (int, float) for number in numbers)
     if not good or any(type(described[name]) is not int for name in ("num_classes", "topk")):
-        raise ValueError(f"{header.path}: 'model' of a classifier has to be numbers")
+        raise UserError(f"{header.path}: 'model' of a classifier has to be numbers")
 
 
 def _attributes(header: PackedFile) -> dict[str, Any]:
@@ -328,7 +329,7 @@ def _attributes(header: PackedFile) -> dict[str, Any]:
         pipeline = _decoded(header.pipeline)
         _check_pipeline(pipeline or (), header.kind)
     except ValueError as error:
-        raise ValueError(f"{header.path} is not loaded: {error}") from error
+        raise UserError(f"{header.path} is not loaded: {error}") from error
     loader = dict(dataset=dict(pipeline=pipeline)) if pipeline else None
     return dict(dataset_meta=meta, cfg=Config(dict(model=_decoded(header.model), test_dataloader=loader)))
 
@@ -356,17 +357,17 @@ def _checked_meta(meta: dict[str, Any] | None, model_config: dict[str, Any]) -> 
         return None
     classes, palette = meta.get("classes"), meta.get("palette", [])
     if meta.keys() - {"classes", "palette"} or not isinstance(classes, list) or not isinstance(palette, list):
-        raise ValueError("'dataset_meta' has to be lists of classes and palette")
+        raise UserError("'dataset_meta' has to be lists of classes and palette")
     if not all(isinstance(name, str) and name.isprintable() and len(name) <= 200 for name in classes):
-        raise ValueError("'dataset_meta' has a class whose name is not printable, or longer than 200 characters")
+        raise UserError("'dataset_meta' has a class whose name is not printable, or longer than 200 characters")
     for colour in palette:
         levels = colour if isinstance(colour, list) else ()
         if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
-            raise ValueError("'dataset_meta' has a colour that is not three integers in 0..255")
+            raise UserError("'dataset_meta' has a colour that is not three integers in 0..255")
     most = max(_numbers_of_classes(model_config), default=0)
     if len(classes) < most or len(palette) not in (0, len(classes)):
         counts = f"{len(classes)} names and {len(palette)} colours"
-        raise ValueError(f"'dataset_meta' has {counts}; expected as many as num_classes={most}")
+        raise UserError(f"'dataset_meta' has {counts}; expected as many as num_classes={most}")
     known = dict(classes=tuple(classes))
     return known | dict(palette=[tuple(colour) for colour in palette]) if palette else known
 

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from mmbivit.checks import UserError
 from mmbivit.models.backbone import find_blocks
 from mmbivit.models.observation import observed
 
@@ -90,14 +91,14 @@ def check_blocks_match(student: nn.Module, teacher: nn.Module) -> None:
     for backbone in (student, teacher):
         widths.append({name: block.channels for name, block in find_blocks(backbone).items()})
         if not widths[-1]:
-            raise ValueError(f"{type(backbone).__name__} has no blocks that are known, so there is nothing to distil")
+            raise UserError(f"{type(backbone).__name__} has no blocks that are known, so there is nothing to distil")
     if widths[0] == widths[1]:
         return
     names = sorted(widths[0].keys() | widths[1].keys())
     differing = [name for name in names if widths[0].get(name) != widths[1].get(name)]
     name = differing[0]
     student_width, teacher_width = (width.get(name, "no such block") for width in widths)
-    raise ValueError(
+    raise UserError(
         f"the teacher's blocks do not match the student's in {len(differing)} places, first {name}: channels of the "
         f"student {student_width}, of the teacher {teacher_width}; give the teacher the student's arch "
         "(embed_dims and depths)"

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmbivit.checkpoints.content import value_at
+from mmbivit.checks import UserError
 
 from .unwrapping import optim_wrappers, unwrapped_model
 
@@ -61,11 +62,11 @@ def check_fits_run(checkpoint: dict[str, Any], runner: Runner) -> None:
         ValueError: if something does not fit; the message names it.
     """
     if checkpoint["meta"]["iter"] > runner.max_iters:
-        raise ValueError(f"it is at iteration {checkpoint['meta']['iter']}, and the run ends at {runner.max_iters}")
+        raise UserError(f"it is at iteration {checkpoint['meta']['iter']}, and the run ends at {runner.max_iters}")
     model = unwrapped_model(runner)
     weights = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
     if unknown := weights.keys() - model.state_dict().keys():
-        raise ValueError(f"its state_dict.{min(unknown)} has no place in the config's model")
+        raise UserError(f"its state_dict.{min(unknown)} has no place in the config's model")
     _check_like(weights, model.state_dict(), "state_dict")
 
     average = checkpoint.get("ema_state_dict", {})
@@ -98,14 +99,14 @@ def _check_states(states: dict[int, Any], parameters: list[Tensor]) -> None:
     for i, state in states.items():
         place = f"optimizer.state.{i}"
         if not (isinstance(i, int) and 0 <= i < len(parameters)) or not isinstance(state, dict):
-            raise ValueError(f"its {place} is {_show(state)}, of which the run's optimizer knows nothing")
+            raise UserError(f"its {place} is {_show(state)}, of which the run's optimizer knows nothing")
         for key, value in state.items():
             if key == "momentum_buffer" and value is None:  # of SGD without momentum
                 continue
             if key in _MOMENTS:
                 _check_like(value, parameters[i], f"{place}.{key}")
             elif not isinstance(value, Tensor | Real):
-                raise ValueError(f"its {place}.{key} is {_show(value)}, expected a tensor or a number")
+                raise UserError(f"its {place}.{key} is {_show(value)}, expected a tensor or a number")
 
 
 def _remove_others(saved: dict[str, Any], own: dict[str, Any]) -> None:
@@ -121,25 +122,25 @@ def _check_like(saved: Any, own: Any, place: str) -> None:
     """
     if isinstance(own, dict):
         if not isinstance(saved, dict):
-            raise ValueError(f"its {place} is {_show(saved)}, expected keys and values")
+            raise UserError(f"its {place} is {_show(saved)}, expected keys and values")
         for key, value in own.items():
             if key in saved:
                 _check_like(saved[key], value, f"{place}.{key}")
             elif not (value is None or isinstance(value, bool) or key in ("loss_scaler", "base_param_settings")):
-                raise ValueError(f"its {place} lacks {key}")
+                raise UserError(f"its {place} lacks {key}")
     elif isinstance(own, (list, tuple)):
         if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
-            raise ValueError(f"its {place} is {_show(saved)}, expected {len(own)} items")
+            raise UserError(f"its {place} is {_show(saved)}, expected {len(own)} items")
         for i, pair in enumerate(zip(saved, own, strict=True)):
             _check_like(*pair, f"{place}.{i}")
     elif isinstance(own, Tensor):
         if not isinstance(saved, Tensor) or saved.shape != own.shape:
-            raise ValueError(f"its {place} is {_show(saved)}, expected a tensor {tuple(own.shape)}")
+            raise UserError(f"its {place} is {_show(saved)}, expected a tensor {tuple(own.shape)}")
     elif isinstance(own, bool | None):
         if not isinstance(saved, Real | None):
-            raise ValueError(f"its {place} is {_show(saved)}, expected {_show(own)}")
+            raise UserError(f"its {place} is {_show(saved)}, expected {_show(own)}")
     elif not (isinstance(saved, Real) if isinstance(own, Real) else saved == own):
-        raise ValueError(f"its {place} is {_show(saved)}, expected {_show(own)}")
+        raise UserError(f"its {place} is {_show(saved)}, expected {_show(own)}")
 
 
 def _is_count(value: Any) -> bool:

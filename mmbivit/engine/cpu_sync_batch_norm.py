@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, distributed, nn
 
+from mmbivit.checks import UserError
+
 __all__ = ["CpuSyncBatchNorm", "use_cpu_sync_batch_norm"]
 
 
@@ -32,7 +34,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         sums = _SumOverRanks.apply(torch.cat([values.sum(axes), local_count]))
         count = float(sums[-1].detach())
         if count == 1:
-            raise ValueError(
+            raise UserError(
                 "BatchNorm in training has one value per channel over all processes; allowed: 2 or more, so raise "
                 "the batch_size, or set norm_eval=True to keep the statistics fixed"
             )
@@ -57,7 +59,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim < 2:
-            raise ValueError(f"BatchNorm needs (B, C, *), got {tuple(x.shape)}")
+            raise UserError(f"BatchNorm needs (B, C, *), got {tuple(x.shape)}")
 
 
 class _SumOverRanks(torch.autograd.Function):

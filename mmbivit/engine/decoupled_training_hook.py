@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
-from mmbivit.checks import check_flag, check_integer, check_keys, check_number
+from mmbivit.checks import UserError, check_flag, check_integer, check_keys, check_number
 from mmbivit.distill import BlockDistiller, BlockMSELoss
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
@@ -28,7 +28,7 @@ def find_staged_backbone(model: nn.Module) -> StagedModule:
     """
     found = [module for module in model.modules() if isinstance(module, StagedModule)]
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"two-stage training needs a model with exactly one backbone such as mmbivit.BinarySwinTransformer, "
             f"{type(model).__name__} has {len(found)}"
         )
@@ -74,7 +74,7 @@ class DecoupledTrainingHook(Hook):
         reset_optimizer: bool = False,
     ):
         if (switch_epoch is None) == (switch_iter is None):
-            raise ValueError("give exactly one of switch_epoch and switch_iter")
+            raise UserError("give exactly one of switch_epoch and switch_iter")
         name, switch = ("switch_epoch", switch_epoch) if switch_iter is None else ("switch_iter", switch_iter)
         check_integer(name, switch, 1)
         check_number("distill_weight", distill_weight, 0, 1e6)
@@ -83,7 +83,7 @@ class DecoupledTrainingHook(Hook):
         if teacher is not None:
             _check_teacher(teacher)
         if distill_loss is not None and not (isinstance(distill_loss, dict) and "type" in distill_loss):
-            raise ValueError(f"distill_loss={distill_loss!r}; allowed: dict(type='mmbivit.BlockMSELoss', ...) or None")
+            raise UserError(f"distill_loss={distill_loss!r}; allowed: dict(type='mmbivit.BlockMSELoss', ...) or None")
         self.switch_epoch = switch_epoch
         self.switch_iter = switch_iter
         self.teacher_cfg = copy.deepcopy(teacher)
@@ -133,7 +133,7 @@ class DecoupledTrainingHook(Hook):
     def _check_switch(self, runner: Runner) -> None:
         epoch_based = isinstance(runner.train_loop, EpochBasedTrainLoop)
         if self.switch_epoch is not None and not epoch_based:
-            raise ValueError(
+            raise UserError(
                 f"switch_epoch={self.switch_epoch} needs an epoch-based loop; "
                 f"with {type(runner.train_loop).__name__} give switch_iter"
             )
@@ -143,25 +143,25 @@ class DecoupledTrainingHook(Hook):
             else ("switch_epoch", self.switch_epoch, runner.max_epochs)
         )
         if not 1 <= value < end:
-            raise ValueError(f"{name}={value} leaves one of the two stages empty; allowed: 1 to {end - 1}")
+            raise UserError(f"{name}={value} leaves one of the two stages empty; allowed: 1 to {end - 1}")
 
     def _check_wrapper(self, runner: Runner) -> None:
         model = runner.model
         if not is_model_wrapper(model):
             return
         if not isinstance(model, MMDistributedDataParallel):
-            raise ValueError(
+            raise UserError(
                 f"the model is wrapped in {type(model).__name__}; two-stage training supports "
                 "MMDistributedDataParallel alone: remove model_wrapper_cfg, strategy and runner_type from the config, "
                 "and set find_unused_parameters=True"
             )
         if not model.find_unused_parameters:
-            raise ValueError(
+            raise UserError(
                 "in stage 1 the spatial interaction branch has no gradient: set find_unused_parameters=True in the "
                 "config (in model_wrapper_cfg, if it has one), or DDP fails in the second iteration"
             )
         if model.static_graph:
-            raise ValueError("the graph changes between the stages: set model_wrapper_cfg.static_graph=False")
+            raise UserError("the graph changes between the stages: set model_wrapper_cfg.static_graph=False")
 
     def _enter_stage(self, runner: Runner, stage: int) -> None:
         before = self._backbone.stage
@@ -208,9 +208,9 @@ class DecoupledTrainingHook(Hook):
 
 def _check_teacher(teacher: dict) -> None:
     if not isinstance(teacher, dict) or "type" not in teacher:
-        raise ValueError(f"teacher={teacher!r}; allowed: dict(type='mmbivit.BinarySwinTransformer', ...) or None")
+        raise UserError(f"teacher={teacher!r}; allowed: dict(type='mmbivit.BinarySwinTransformer', ...) or None")
     if "init_cfg" not in teacher:
-        raise ValueError(
+        raise UserError(
             "teacher has no weights: give teacher.init_cfg=dict(type='Pretrained', checkpoint=FILE_OR_URL), "
             "or teacher=None to train stage 1 without distillation"
         )
@@ -233,7 +233,7 @@ def build_teacher(cfg: dict) -> nn.Module:
     checkpoint = load_checkpoint_file(init_cfg["checkpoint"])
     missing, _ = load_pretrained(teacher, checkpoint, prefix=init_cfg.get("prefix"))
     if missing := [key for key in missing if ".blocks." in key and not key.endswith("relative_position_index")]:
-        raise ValueError(
+        raise UserError(
             f"teacher.init_cfg.checkpoint={init_cfg['checkpoint']} lacks {len(missing)} tensors of the teacher's "
             f"blocks, first {missing[0]}: is it a {cfg['type']} with the same arch?"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 
 from mmbivit.checkpoints import load_checkpoint_file
+from mmbivit.checks import UserError
 
 from .checkpoint_fields import why_not_resumable
 
@@ -47,7 +48,7 @@ def find_resumable_checkpoint(work_dir: str | Path) -> Path | str | None:
             return path
         reasons.append(reason)
     if reasons:
-        raise ValueError(f"nothing in {work_dir} can be resumed: {'; '.join(reasons)}")
+        raise UserError(f"nothing in {work_dir} can be resumed: {'; '.join(reasons)}")
     return None
 
 

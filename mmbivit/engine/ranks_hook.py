@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from mmbivit.checks import UserError
 from mmbivit.registry import HOOKS
 
 __all__ = ["RanksHook", "check_same_config", "check_same_on_all_ranks"]
@@ -74,7 +75,7 @@ def check_same_on_all_ranks(values: Mapping[str, Any], advice: str) -> None:
         first, *others = (rank.get(name, "not set") for rank in ranks)
         for i, value in enumerate(others, 1):
             if value != first:
-                raise ValueError(
+                raise UserError(
                     f"the processes of this run differ, {name}: {first} on rank 0, {value} on rank {i}; {advice}"
                 )
 

@@ -11,6 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from mmbivit.checkpoints import drop_configs
+from mmbivit.checks import UserError
 from mmbivit.registry import HOOKS
 
 from .checkpoint_fields import UNITS_KEY, check_fits_run, why_not_resumable
@@ -69,7 +70,7 @@ class ResumableTrainingHook(Hook):
         except ValueError as error:
             reason = f"{error}; is it of another config?"
         if reason is not None:
-            raise ValueError(f"{runner._load_from} cannot be resumed: {reason}")
+            raise UserError(f"{runner._load_from} cannot be resumed: {reason}")
         self._saved = checkpoint.get(UNITS_KEY) or {}
 
     def before_train(self, runner: Runner) -> None:

@@ -9,7 +9,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from mmbivit.binary import BinaryLinear, num_bytes, pack_bits, unpack_bits
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 from mmbivit.registry import HOOKS
 
 from .checkpoint_fields import SIGNS_KEY
@@ -48,10 +48,10 @@ class SignFlipsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Look for the first time, unless a checkpoint knows what was seen last."""
         if self.interval is None and not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            raise ValueError("SignFlipsHook: set interval, in iterations, for a run that has no epochs")
+            raise UserError("SignFlipsHook: set interval, in iterations, for a run that has no epochs")
         signs = weight_signs(runner)
         if not signs:
-            raise ValueError("SignFlipsHook: the model has no layer with binary weights")
+            raise UserError("SignFlipsHook: the model has no layer with binary weights")
         self._signs, loaded, self._loaded = signs, self._loaded, None
         for name, packed in (loaded or {}).items():  # earlier releases had words of int32, which are not taken over
             if name in signs and _packed_like(packed, signs[name]):

@@ -9,6 +9,8 @@ from pathlib import Path
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmbivit.checks import UserError
+
 __all__ = ["ClassPrecision", "precision_per_class"]
 
 
@@ -52,7 +54,7 @@ def precision_per_class(
         ids = {category["name"]: category["id"] for category in truth.dataset["categories"]}
         names = list(ids) if classes is None else list(classes)
         if missing := [name for name in names if name not in ids]:
-            raise ValueError(f"class {missing[0]} is not in {annotations}, which has {', '.join(ids)}")
+            raise UserError(f"class {missing[0]} is not in {annotations}, which has {', '.join(ids)}")
         evaluation = COCOeval(truth, truth.loadRes(str(detections)), kind)
         evaluation.params.catIds = [ids[name] for name in names]
         evaluation.evaluate()

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 
-from mmbivit.checks import check_choice, check_integers
+from mmbivit.checks import UserError, check_choice, check_integers
 from mmbivit.registry import METRICS
 
 __all__ = ["TopKAccuracy"]
@@ -39,11 +39,11 @@ class TopKAccuracy(BaseMetric):
         for sample in data_samples:
             predicted = sample["pred_labels"].tolist()
             if max(self.topk) > len(predicted):
-                raise ValueError(
+                raise UserError(
                     f"topk={self.topk} needs more than the {len(predicted)} predictions of the model; raise its topk"
                 )
             if "label" not in sample:
-                raise ValueError("accuracy needs data with labels")
+                raise UserError("accuracy needs data with labels")
             label = sample["label"]
             self.results.append(predicted.index(label) if label in predicted else len(predicted))
 

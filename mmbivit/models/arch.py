@@ -6,6 +6,7 @@ from typing import Any
 
 from mmbivit.binary import Recipe, get_recipe
 from mmbivit.checks import (
+    UserError,
     check_choice,
     check_flag,
     check_integer,
@@ -62,7 +63,7 @@ def check_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
             names = ", ".join(map(repr, ARCHITECTURES))
-            raise ValueError(
+            raise UserError(
                 f"arch={arch!r} is unknown; allowed: {names}, or dict(embed_dims=, depths=, num_heads=)"
                 f"{did_you_mean(arch, ARCHITECTURES)}"
             )
@@ -73,11 +74,11 @@ def check_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]
     check_integers("arch.depths", depths, 1, 1000)
     check_integers("arch.num_heads", num_heads, 1, MAX_CHANNELS)
     if len(depths) != len(num_heads) or len(depths) > 8:
-        raise ValueError(f"arch.depths={depths} and arch.num_heads={num_heads} need one entry each for 1 to 8 stages")
+        raise UserError(f"arch.depths={depths} and arch.num_heads={num_heads} need one entry each for 1 to 8 stages")
     for i, heads in enumerate(num_heads):
         if embed_dims * 2**i % heads:
             channels = embed_dims * 2**i
-            raise ValueError(f"arch.num_heads[{i}]={heads} does not divide the {channels} channels of stage {i}")
+            raise UserError(f"arch.num_heads[{i}]={heads} does not divide the {channels} channels of stage {i}")
     return embed_dims, tuple(depths), tuple(num_heads)
 
 
@@ -104,7 +105,7 @@ def check_recipe(
         for name in [name for name in options if name in recipe]:
             check_choice(f"recipe.{name}", recipe[name], allowed[name])
             if options[name] is not None:
-                raise ValueError(f"recipe.{name} and {name} are both given; expected {name} alone")
+                raise UserError(f"recipe.{name} and {name} are both given; expected {name} alone")
             options[name] = recipe.pop(name)
         start = recipe.get("base", "sibivit")
     recipe = get_recipe(recipe)
@@ -127,7 +128,7 @@ def check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: in
     """Check that stages to return and to freeze exist."""
     check_integers("out_indices", out_indices, 0, num_stages - 1)
     if list(out_indices) != sorted(set(out_indices)):
-        raise ValueError(f"out_indices={tuple(out_indices)}; allowed: each stage once, in ascending order")
+        raise UserError(f"out_indices={tuple(out_indices)}; allowed: each stage once, in ascending order")
     check_integer("frozen_stages", frozen_stages, -1, num_stages)
 
 
@@ -136,7 +137,7 @@ def check_image_size(size: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     check_integers("pretrain_img_size", pair, 1, 4096)
     if len(pair) != 2:
-        raise ValueError(f"pretrain_img_size={pair}; allowed: an integer, or (height, width)")
+        raise UserError(f"pretrain_img_size={pair}; allowed: an integer, or (height, width)")
     return pair
 
 
@@ -148,14 +149,14 @@ def check_init_cfg(init_cfg: dict | None) -> None:
         check_choice("init_cfg.type", init_cfg.get("type", "Pretrained"), ("Pretrained",))
     check_keys("init_cfg", init_cfg, ("type", "checkpoint"), ("prefix",))
     if not isinstance(init_cfg["checkpoint"], str) or not init_cfg["checkpoint"]:
-        raise ValueError(f"init_cfg.checkpoint={init_cfg['checkpoint']!r}; allowed: a file, a URL or timm://NAME")
+        raise UserError(f"init_cfg.checkpoint={init_cfg['checkpoint']!r}; allowed: a file, a URL or timm://NAME")
     if not isinstance(init_cfg.get("prefix"), (str, type(None))):
-        raise ValueError(f"init_cfg.prefix={init_cfg['prefix']!r}; allowed: text such as 'backbone.', or None")
+        raise UserError(f"init_cfg.prefix={init_cfg['prefix']!r}; allowed: text such as 'backbone.', or None")
 
 
 def hidden_dims(channels: int, mlp_ratio: float) -> int:
     """Return the hidden width of an MLP over channels."""
     hidden = channels * mlp_ratio
     if hidden < 1 or hidden != int(hidden):
-        raise ValueError(f"mlp_ratio={mlp_ratio} times {channels} channels is {hidden}, not a whole positive width")
+        raise UserError(f"mlp_ratio={mlp_ratio} times {channels} channels is {hidden}, not a whole positive width")
     return int(hidden)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_key_mapping
-from mmbivit.checks import check_choice, check_flag, did_you_mean
+from mmbivit.checks import UserError, check_choice, check_flag, did_you_mean
 
 from .arch import check_indices, check_init_cfg
 from .layout import WindowLayout, norm_tokens
@@ -214,13 +214,13 @@ def find_block(network: nn.Module, name: str | None = None) -> Block:
     """
     blocks = find_blocks(network)
     if not blocks:
-        raise ValueError(f"{type(network).__name__} has no transformer blocks that are known")
+        raise UserError(f"{type(network).__name__} has no transformer blocks that are known")
     names = list(blocks)
     if name is None:
         stride = blocks[names[0]].stride
         return [block for block in blocks.values() if block.stride == stride][-1]
     if name not in blocks:
-        raise ValueError(
+        raise UserError(
             f"there is no block {name!r}; allowed: the {len(names)} from {names[0]} to {names[-1]}"
             f"{did_you_mean(name, names)}"
         )

@@ -10,7 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from mmbivit.checkpoints import register_classifier_key_mapping
-from mmbivit.checks import check_integer, check_number
+from mmbivit.checks import UserError, check_integer, check_number
 from mmbivit.registry import MODELS
 
 from .arch import check_init_cfg
@@ -59,7 +59,7 @@ class ImageClassifier(BaseModel):
         check_number("drop_rate", drop_rate, 0, 1, below=True)
         for name, value in (("backbone", backbone), ("data_preprocessor", data_preprocessor or {})):
             if not isinstance(value, dict):
-                raise ValueError(f"{name}={value!r}; allowed: the config of one, a dict with 'type'")
+                raise UserError(f"{name}={value!r}; allowed: the config of one, a dict with 'type'")
         check_init_cfg(init_cfg)
         preprocessor = dict(type="mmbivit.ClassificationPreprocessor") | copy.deepcopy(data_preprocessor or {})
         if preprocessor.get("mixup"):
@@ -67,7 +67,7 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         if not hasattr(self.backbone, "num_features") or not hasattr(self.backbone, "out_indices"):
-            raise ValueError(
+            raise UserError(
                 f"backbone.type={type(self.backbone).__name__} has no num_features and out_indices, which say how many "
                 "channels it returns; allowed: mmbivit.BinarySwinTransformer, mmdet.SwinTransformer"
             )
@@ -108,7 +108,7 @@ class ImageClassifier(BaseModel):
             return dict(loss_cls=loss(logits.float(), labels))
         if mode == "predict":
             return self._predictions(logits, labels, img_path)
-        raise ValueError(f"mode={mode!r}; allowed: 'tensor', 'loss', 'predict'")
+        raise UserError(f"mode={mode!r}; allowed: 'tensor', 'loss', 'predict'")
 
     def _predictions(
         self, logits: Tensor, labels: Tensor | None, img_path: Sequence[str] | None

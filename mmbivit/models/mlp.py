@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.binary import Recipe
+from mmbivit.checks import UserError
 
 from .layout import WindowLayout, norm_tokens
 
@@ -31,7 +32,7 @@ class SpatialInteraction(nn.Module):
         super().__init__()
         hidden = int(num_tokens * ratio)
         if hidden < 1:
-            raise ValueError(f"spatial_interaction.ratio={ratio} leaves no hidden token of {num_tokens}")
+            raise UserError(f"spatial_interaction.ratio={ratio} leaves no hidden token of {num_tokens}")
         self.norm = recipe.norm_layer(embed_dims)
         self.fc1 = recipe.build_linear(num_tokens, hidden)
         self.act = recipe.build_act(hidden)

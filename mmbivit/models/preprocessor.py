@@ -11,7 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from mmbivit.checks import check_choice, check_flag, check_integer, check_keys, check_number
+from mmbivit.checks import UserError, check_choice, check_flag, check_integer, check_keys, check_number
 from mmbivit.registry import MODELS
 
 __all__ = ["ClassificationPreprocessor"]
@@ -66,7 +66,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         _check_colours(mean, std)
         check_number("label_smoothing", label_smoothing, 0, 1, below=True)
         if mixup is None and label_smoothing:
-            raise ValueError(
+            raise UserError(
                 f"label_smoothing={label_smoothing} without mixup: set label_smoothing of the classifier instead"
             )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -87,7 +87,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         """
         data = self.cast_data(data)
         if not isinstance(data["inputs"], Tensor) or data["inputs"].ndim != 4:
-            raise ValueError(
+            raise UserError(
                 "inputs must be one tensor (B, 3, H, W): set collate_fn=dict(type='default_collate') in the dataloader"
             )
         inputs = self._normalise(data["inputs"])
@@ -96,7 +96,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             inputs = self.random_erasing(inputs)
         if training and self.mixup is not None:
             if len(inputs) % 2:
-                raise ValueError(
+                raise UserError(
                     f"mixup pairs images, but the batch has {len(inputs)}: use an even batch_size, and drop_last=True "
                     "in the train_dataloader for the last batch"
                 )
@@ -114,11 +114,11 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
 def _check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
     for name, values in (("mean", mean), ("std", std)):
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) not in (1, 3):
-            raise ValueError(f"{name}={values!r}; allowed: one number, or one per colour, in a list")
+            raise UserError(f"{name}={values!r}; allowed: one number, or one per colour, in a list")
         for i, value in enumerate(values):
             check_number(f"{name}[{i}] (for pixels in 0..1)", value, 0, 1, above=name == "std")
     if len(mean) != len(std):
-        raise ValueError(f"mean={tuple(mean)}, std={tuple(std)}; allowed: one of each per colour")
+        raise UserError(f"mean={tuple(mean)}, std={tuple(std)}; allowed: one of each per colour")
 
 
 def _build_random_erasing(options: dict) -> RandomErasing:
@@ -130,11 +130,11 @@ def _build_mixup(options: dict, num_classes: int | None, label_smoothing: float)
     # multi_label needs dense labels, which no data set here has
     _check_options("mixup", Mixup, options, ("num_classes", "label_smoothing", "multi_label"))
     if num_classes is None:
-        raise ValueError("mixup needs num_classes, the width of its soft labels: set it in the data_preprocessor")
+        raise UserError("mixup needs num_classes, the width of its soft labels: set it in the data_preprocessor")
     check_integer("num_classes", num_classes, 2, 10**7)
     built = Mixup(**options, num_classes=num_classes, label_smoothing=label_smoothing)
     if built.mixup_alpha <= 0 and built.cutmix_alpha <= 0:
-        raise ValueError(f"mixup={options} mixes nothing: raise mixup_alpha or cutmix_alpha, or set mixup=None")
+        raise UserError(f"mixup={options} mixes nothing: raise mixup_alpha or cutmix_alpha, or set mixup=None")
     return built
 
 
@@ -147,7 +147,7 @@ def _check_options(name: str, cls: type, options: dict, reserved: Sequence[str])
     if options.get("cutmix_minmax") is not None:
         limits = options["cutmix_minmax"]
         if not isinstance(limits, (list, tuple)) or len(limits) != 2:
-            raise ValueError(f"{name}.cutmix_minmax={limits!r}; allowed: (least, greatest) share of the image")
+            raise UserError(f"{name}.cutmix_minmax={limits!r}; allowed: (least, greatest) share of the image")
         for limit in limits:
             _share(f"{name}.cutmix_minmax", limit)
     if "mode" in options:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmbivit.binary import Quantizer
 from mmbivit.checkpoints.content import STAGE_KEY
+from mmbivit.checks import UserError
 
 __all__ = ["STAGE1_MODES", "StagedModule"]
 
@@ -57,7 +58,7 @@ class StagedModule(nn.Module):
             ValueError: for any other stage.
         """
         if stage not in (1, 2):
-            raise ValueError(f"stage={stage!r} is unknown; allowed: 1, 2")
+            raise UserError(f"stage={stage!r} is unknown; allowed: 1, 2")
         binarize = {side: stage == 2 or self.stage1 == side for side in STAGE1_MODES}
         binary_layers = active_branches = 0
         for module in self.modules():

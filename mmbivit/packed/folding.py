@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU
+from mmbivit.checks import UserError
 
 from .packing import pad_channels
 from .thresholds import count_thresholds
@@ -25,7 +26,7 @@ def norm_affine(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
     if norm is None:
         return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
-        raise ValueError(f"{type(norm).__name__} cannot be folded; expected BatchNorm with running statistics")
+        raise UserError(f"{type(norm).__name__} cannot be folded; expected BatchNorm with running statistics")
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * gain
     if norm.affine:
@@ -49,7 +50,7 @@ def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
         ValueError: if its weights or inputs are float now, as in training stage 1, or its weights do not fold.
     """
     if layer.weight_bits != 1 or layer.input_bits != 1:
-        raise ValueError(
+        raise UserError(
             f"has {layer.weight_bits}-bit weights and {layer.input_bits}-bit inputs, which belong to training stage 1; "
             "train on to stage 2, then pack"
         )
@@ -66,7 +67,7 @@ def hidden_thresholds(layer: BinaryLinear, quantizer: ActivationQuantizer, act: 
     """
     if act is not None and type(act) not in FUNCTIONS:
         known = ", ".join(function.__name__ for function in FUNCTIONS)
-        raise ValueError(f"activation function {type(act).__name__} is unknown; a hidden layer of bits knows {known}")
+        raise UserError(f"activation function {type(act).__name__} is unknown; a hidden layer of bits knows {known}")
     _, scale, bias = fold_linear(layer)
     counts = torch.arange(layer.in_features + 1, dtype=torch.float64)
     y = (layer.in_features - 2 * counts)[:, None] * scale + bias

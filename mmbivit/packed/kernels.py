@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmbivit.checks import UserError
+
 __all__ = ["active_path", "available_paths", "profile", "use_path"]
 
 PATH_VARIABLE = "MMBIVIT_KERNELS"
@@ -111,7 +113,7 @@ class Kernels:
     def checked(self, name: str) -> str:
         if name not in (*self.paths, REFERENCE):
             allowed = ", ".join([*self.paths, REFERENCE])
-            raise ValueError(f"code path {name!r} does not run here; available: {allowed} ({PATH_VARIABLE}, use_path)")
+            raise UserError(f"code path {name!r} does not run here; available: {allowed} ({PATH_VARIABLE}, use_path)")
         return name
 
     def path_for(self, x: Tensor) -> int | None:

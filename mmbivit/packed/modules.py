@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RPReLU, relative_position_index
+from mmbivit.checks import UserError
 
 from . import operators  # noqa: F401  it registers torch.ops.mmbivit
 from .folding import fold_linear, norm_affine, sign_affine
@@ -83,7 +84,7 @@ class PackedLinear(PackedModule):
             ValueError: for a layer in training stage 1, or a norm or activation that cannot be folded.
         """
         if act is not None and type(act) is not RPReLU:
-            raise ValueError(f"act is {type(act).__name__}; a packed layer with float output knows RPReLU only")
+            raise UserError(f"act is {type(act).__name__}; a packed layer with float output knows RPReLU only")
         packed = cls(layer.in_features, layer.out_features, rprelu=act is not None)
         signs, scale, bias = fold_linear(layer)
         gain, shift = norm_affine(norm_after, layer.out_features)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmbivit.checks import UserError
+
 from .modules import (
     FloatPatchMerging,
     OutputNorm,
@@ -151,9 +153,9 @@ class PackedSwinTransformer(nn.Module):
     def _check(self, images: Tensor) -> None:
         channels = self.config["in_channels"]
         if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 1:
-            raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, H, W)")
+            raise UserError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, H, W)")
         if images.dtype != torch.float32:
-            raise ValueError(f"images are {images.dtype}; packed networks take torch.float32 (normalised pixels)")
+            raise UserError(f"images are {images.dtype}; packed networks take torch.float32 (normalised pixels)")
 
     def _layout(self, hw_shape: tuple[int, int], shift: int) -> list[int]:
         """Return height, width, window, shift and mask_padding, as the operators take them."""
@@ -189,25 +191,25 @@ def check_config(
     sizes |= dict(si_hidden=[] if si_hidden is None else [si_hidden], pos_embed_shape=pos_embed_shape or [])
     for name, values in sizes.items():
         if not isinstance(values, list) or not all(type(value) is int and value >= 1 for value in values):
-            raise ValueError(f"{name}={values}; expected whole numbers of 1 or more")
+            raise UserError(f"{name}={values}; expected whole numbers of 1 or more")
     stages = len(depths)
     if not 1 <= stages <= 8 or {len(num_heads), len(hidden_dims), len(scales)} != {stages}:
-        raise ValueError("depths, num_heads, hidden_dims and scales need one entry for each of 1 to 8 stages")
+        raise UserError("depths, num_heads, hidden_dims and scales need one entry for each of 1 to 8 stages")
     for i, heads in enumerate(num_heads):
         if embed_dims * 2**i % heads:
-            raise ValueError(f"num_heads[{i}]={heads} does not divide {embed_dims * 2**i} channels")
+            raise UserError(f"num_heads[{i}]={heads} does not divide {embed_dims * 2**i} channels")
         if embed_dims * 2**i // heads > 992:
-            raise ValueError(f"num_heads[{i}]={heads}: a head has {embed_dims * 2**i // heads} channels; allowed: 992")
+            raise UserError(f"num_heads[{i}]={heads}: a head has {embed_dims * 2**i // heads} channels; allowed: 992")
     if not isinstance(out_indices, list) or sorted(set(out_indices)) != out_indices or not out_indices:
-        raise ValueError(f"out_indices={out_indices}; expected rising numbers of stages")
+        raise UserError(f"out_indices={out_indices}; expected rising numbers of stages")
     if not all(type(i) is int and 0 <= i < stages for i in out_indices):
-        raise ValueError(f"out_indices={out_indices}; allowed: 0 to {stages - 1}")
+        raise UserError(f"out_indices={out_indices}; allowed: 0 to {stages - 1}")
     if window_size > 31 or (si_hidden or 0) > 961:
-        raise ValueError(f"window_size={window_size}, si_hidden={si_hidden}; allowed: up to 31 and 961")
+        raise UserError(f"window_size={window_size}, si_hidden={si_hidden}; allowed: up to 31 and 961")
     if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in scales) or not 0 < select_ratio <= 1:
-        raise ValueError(f"scales={scales}, select_ratio={select_ratio}; expected numbers up to 1e5, and one in (0, 1]")
+        raise UserError(f"scales={scales}, select_ratio={select_ratio}; expected numbers up to 1e5, and one in (0, 1]")
     if pos_embed_shape is not None and len(pos_embed_shape) != 2:
-        raise ValueError(f"pos_embed_shape={pos_embed_shape}; expected height and width")
+        raise UserError(f"pos_embed_shape={pos_embed_shape}; expected height and width")
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}; expected True or False")
+            raise UserError(f"{name}={value!r}; expected True or False")

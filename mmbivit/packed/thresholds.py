@@ -13,6 +13,8 @@ what is left is where the bit is 0: one range of counts, taken around the circle
 import torch
 from torch import Tensor
 
+from mmbivit.checks import UserError
+
 __all__ = ["bits_from_counts", "count_thresholds"]
 
 
@@ -31,7 +33,7 @@ def count_thresholds(fires: Tensor) -> Tensor:
     before = fires.roll(1, dims=1)
     starts = before & ~fires
     if len(several := (starts.sum(dim=1) > 1).nonzero()):
-        raise ValueError(
+        raise UserError(
             f"the sign of unit {int(several[0])} changes more than twice over its {fires.shape[1]} possible inputs; "
             "packed layers know functions with one hill or valley, such as PReLU, RPReLU and GELU"
         )

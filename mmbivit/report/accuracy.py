@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmbivit.apis.evaluate import evaluate, evaluation_config
+from mmbivit.checks import UserError
 from mmbivit.evaluation import ClassPrecision, precision_per_class
 
 from .run import Run
@@ -72,7 +73,7 @@ def _coco_metric(cfg: Config) -> dict[str, Any]:
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
     found = [metric for metric in evaluators if metric["type"].split(".")[-1] == "CocoMetric" and "ann_file" in metric]
     if len(found) != 1:
-        raise ValueError("AP per class needs a test_evaluator with one CocoMetric and its ann_file")
+        raise UserError("AP per class needs a test_evaluator with one CocoMetric and its ann_file")
     return found[0]
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import mmbivit
 from mmbivit.analysis import Complexity, complexity
 from mmbivit.apis.config import is_classifier, load_config
-from mmbivit.checks import check_integers
+from mmbivit.checks import UserError, check_integers
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import atomic_writer
 from mmbivit.models.stage import StagedModule
@@ -201,7 +201,7 @@ def complexity_table(records: Sequence[Record], title: str | None = None, captio
 def check_format(path: str | Path) -> None:
     """Raise a ValueError unless a file's name ends in ``.html``, ``.md`` or ``.csv``."""
     if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: a report is written as its name ends; allowed: {', '.join(FORMATS)}")
+        raise UserError(f"{path}: a report is written as its name ends; allowed: {', '.join(FORMATS)}")
 
 
 def write_complexity(report: ConfigComplexity, path: str | Path, per_layer: bool = False) -> None:

@@ -18,6 +18,7 @@ from mmbivit.apis.classify import build_transform, load_image
 from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.apis.images import check_is_image
 from mmbivit.apis.predict import detection_transform, find_images, refuse_packed_file
+from mmbivit.checks import UserError
 from mmbivit.datasets import set_data_root
 from mmbivit.engine.decoupled_training_hook import build_teacher, find_staged_backbone
 from mmbivit.models import ImageClassifier
@@ -45,7 +46,7 @@ def load_stage2_model(
         set_data_root(cfg, data_root)
     model = load_trained_model(cfg, checkpoint)
     if find_staged_backbone(model).stage == 1:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is of training stage 1, where weights are float and spatial interaction is idle; "
             "give a checkpoint of stage 2"
         )
@@ -66,7 +67,7 @@ def load_teacher(cfg: Config, checkpoint: str | Path | None = None) -> nn.Module
     """
     teachers = [hook["teacher"] for hook in cfg.get("custom_hooks") or () if hook.get("teacher")]
     if not teachers:
-        raise ValueError(
+        raise UserError(
             f"{cfg.filename} has no teacher to compare with: --teacher-checkpoint gives the weights of "
             "custom_hooks=[dict(type='mmbivit.DecoupledTrainingHook', teacher=dict(type=..., init_cfg=...), ...)]"
         )
@@ -143,6 +144,6 @@ def training_batches(cfg: Config, model: nn.Module, count: int, seed: int = 0) -
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
         loader = Runner.build_dataloader(loader_cfg, seed=seed)
         if len(loader) < count:
-            raise ValueError(f"{count} batches are wanted, but an epoch of the training data has {len(loader)}")
+            raise UserError(f"{count} batches are wanted, but an epoch of the training data has {len(loader)}")
         for data in islice(loader, count):
             yield model.data_preprocessor(data, training=True)

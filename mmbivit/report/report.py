@@ -9,7 +9,7 @@ import mmbivit
 from mmbivit.apis.errors import error_message, is_user_error
 from mmbivit.apis.quiet import quiet
 from mmbivit.checkpoints import use_safe_loading
-from mmbivit.checks import check_integer
+from mmbivit.checks import UserError, check_integer
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.report.page import Page, Section, render
 
@@ -54,7 +54,7 @@ def write_report(
     check_integer("num_images", num_images, 1, 8)
     out = Path(work_dir) / "report.html" if out is None else Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{out}: the report is a page; expected a name that ends in .html")
+        raise UserError(f"{out}: the report is a page; expected a name that ends in .html")
     check_writable("--out", out)
     use_safe_loading()
     run = open_run(work_dir, checkpoint, data_root)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.binary import BinaryLinear
+from mmbivit.checks import UserError
 from mmbivit.datasets import set_data_root
 from mmbivit.engine import find_resumable_checkpoint
 from mmbivit.engine.decoupled_training_hook import find_staged_backbone
@@ -71,7 +72,7 @@ class Run:
         """Build the data set of the test data."""
         loader = self.cfg.get("test_dataloader") or self.cfg.get("val_dataloader")
         if not loader:
-            raise ValueError(f"{self.cfg.filename} has no test_dataloader, so there are no example images")
+            raise UserError(f"{self.cfg.filename} has no test_dataloader, so there are no example images")
         with DefaultScope.overwrite_default_scope(self.cfg.get("default_scope") or "mmengine"):
             return DATASETS.build(copy.deepcopy(loader["dataset"]))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmbivit.analysis.training_log import Series, TrainingLog
 from mmbivit.apis.config import load_config
+from mmbivit.checks import UserError
 from mmbivit.engine.sign_flips_hook import PREFIX
 
 __all__ = ["read_training_log"]
@@ -46,7 +47,7 @@ def read_training_log(work_dir: str | Path) -> TrainingLog:
     flips = _collect((entry["step"], entry) for entry in counted if PREFIX in entry)
     metrics = _collect(_placed_metrics(runs, ends, epoch_length), leave_out=("time", "data_time"))
     if not (train or flips or metrics):
-        raise ValueError(f"the logs in work dir {work_dir} have no entry yet")
+        raise UserError(f"the logs in work dir {work_dir} have no entry yet")
     validation = {f"val/{key}" if key in train else key: series for key, series in metrics.items()}
     return TrainingLog(work_dir, train, validation, flips, epoch_length, _switch(work_dir, files, epoch_length))
 
@@ -55,10 +56,10 @@ def _find_logs(work_dir: Path) -> list[Path]:
     if not work_dir.is_dir():
         raise FileNotFoundError(f"work dir {work_dir} does not exist, or is no folder")
     if not any(work_dir.iterdir()):
-        raise ValueError(f"work dir {work_dir} is empty; give the --work-dir of a training run")
+        raise UserError(f"work dir {work_dir} is empty; give the --work-dir of a training run")
     files = sorted(work_dir.glob(_LOGS), key=lambda file: file.parts[-3])
     if not files:
-        raise ValueError(f"work dir {work_dir} has no log of training, {_LOGS}; give the --work-dir of a training run")
+        raise UserError(f"work dir {work_dir} has no log of training, {_LOGS}; give the --work-dir of a training run")
     return files
 
 
@@ -73,7 +74,7 @@ def _read_entries(file: Path) -> list[Entry]:
         if isinstance(entry, dict) and type(entry.get("step")) is int:
             entries.append(entry)
         elif number < len(lines):
-            raise ValueError(f"{file}, line {number} is damaged: expected a JSON object with 'step'; remove the line")
+            raise UserError(f"{file}, line {number} is damaged: expected a JSON object with 'step'; remove the line")
     return entries
 
 

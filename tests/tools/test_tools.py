@@ -357,7 +357,7 @@ def test_an_unknown_code_path_of_the_kernels_is_one_line_of_tools_and_an_error_o
 
     tool = str(ROOT / "tools" / "train.py")
     assert re.fullmatch(r"error: code path 'bogus' does not run here; .*MMBIVIT_KERNELS.*\n", run(tool, "c.py"))
-    assert re.search("Traceback(.|\n)*ValueError: code path 'bogus'", run("-c", "import mmbivit.deploy"))
+    assert re.search("Traceback(.|\n)*UserError: code path 'bogus'", run("-c", "import mmbivit.deploy"))
 
 
 def run_script(name: str, *args: object, **environment: str) -> subprocess.CompletedProcess:

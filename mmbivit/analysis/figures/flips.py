@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmbivit.analysis.training_log import TrainingLog
+from mmbivit.checks import UserError
 from mmbivit.engine.sign_flips_hook import PREFIX
 
 from .curves import mark_stages, share_iterations
@@ -34,7 +35,7 @@ def flips_figure(log: TrainingLog) -> "Figure":
         ValueError: if the log has no sign flips; the message names the hook.
     """
     if PREFIX not in log.flips:
-        raise ValueError(
+        raise UserError(
             f"the log in {log.work_dir} has no {PREFIX}: add dict(type='mmbivit.SignFlipsHook') to custom_hooks of the "
             "config, with interval=ITERATIONS for a run by iterations, and train again"
         )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmbivit.checks import UserError
 from mmbivit.files import atomic_writer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def without_formulas() -> Iterator[None]:
 def check_format(path: str | Path) -> None:
     """Raise a ValueError unless a file's name ends in ``.png`` or ``.svg``."""
     if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: a picture is written as its name ends; allowed: {', '.join(FORMATS)}")
+        raise UserError(f"{path}: a picture is written as its name ends; allowed: {', '.join(FORMATS)}")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:

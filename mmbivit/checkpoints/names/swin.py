@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from mmbivit.checkpoints.content import STAGE_KEY, check_tensor
+from mmbivit.checks import UserError
 
 __all__ = [
     "BINARY_ONLY",
@@ -104,7 +105,7 @@ def own_value(name: str, value: Tensor, family: str) -> Tensor:
         return value
     check_tensor(name, value)
     if not value.ndim or value.shape[-1] % 4:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint is damaged: {name} has shape {tuple(value.shape)}, whose last axis is not 4 * C"
         )
     # mmdet's order is (channel, row, column), ours and the official one (column, row, channel).

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mmbivit.analysis.attention import attention_map
 from mmbivit.analysis.figures.attention import attention_figure
+from mmbivit.checks import UserError
 from mmbivit.engine.decoupled_training_hook import find_staged_backbone
 from mmbivit.report.inputs import load_images, load_stage2_model, load_teacher, pixels_of
 
@@ -45,7 +46,7 @@ def plot_attention(
     shapes = [attention.weights.shape[1:] for attention in (student, teacher)]
     if shapes[0] != shapes[1]:
         sizes = [f"{height} x {width}" for height, width in shapes]
-        raise ValueError(
+        raise UserError(
             f"in {student.block} the student has {sizes[0]} tokens, the teacher {sizes[1]}: take one like it"
         )
     return attention_figure(pixels_of(model, inputs), [("student", student), ("teacher", teacher)])

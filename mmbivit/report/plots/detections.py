@@ -14,7 +14,7 @@ from mmbivit.analysis.figures.detections import Instance, detections_figure
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.apis.predict import find_images, predict, refuse_packed_file
-from mmbivit.checks import check_number
+from mmbivit.checks import UserError, check_number
 from mmbivit.datasets.annotation_file import AnnotationFile, check_segmentation, read_annotation_file
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def plot_detections(
     check_number("score_thr", score_thr, 0, 1)
     files = find_images(images)
     if len(files) > MAX_IMAGES:
-        raise ValueError(f"{len(files)} images are given; allowed: {MAX_IMAGES} or fewer side by side")
+        raise UserError(f"{len(files)} images are given; allowed: {MAX_IMAGES} or fewer side by side")
     titles = ["annotation"] * (annotations is not None) + [title for title, _, _ in models]
     for title in titles:
         if titles.count(title) > 1:
-            raise ValueError(f"two rows have the title {title!r}: give each detector its own, other than 'annotation'")
+            raise UserError(f"two rows have the title {title!r}: give each detector its own, other than 'annotation'")
     pixels = read_images(files)
     classes, rows = [], {}
     if annotations is not None:
@@ -78,7 +78,7 @@ def read_images(files: Sequence[Path]) -> dict[Path, np.ndarray]:
     for file in files:
         bgr = cv2.imread(str(file))
         if bgr is None:
-            raise ValueError(f"image {file} cannot be decoded")
+            raise UserError(f"image {file} cannot be decoded")
         images[file] = bgr[..., ::-1]
     return images
 
@@ -88,7 +88,7 @@ def _class_names(config: str | Path, checkpoint: str | Path) -> list[str]:
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if is_classifier(cfg):
-        raise ValueError(f"{config} is the config of a classifier; this picture needs one of a detector")
+        raise UserError(f"{config} is the config of a classifier; this picture needs one of a detector")
     return list(load_trained_model(cfg, checkpoint).dataset_meta.get("classes", ()))
 
 
@@ -134,9 +134,7 @@ def read_annotations(path: str | Path, images: Mapping[Path, np.ndarray]) -> tup
         image = content.images[index]
         if (image["height"], image["width"]) != pixels.shape[:2]:
             size = f"{image['width']:g} x {image['height']:g}"
-            raise ValueError(
-                f"{path}: {image['file_name']} has {size} pixels, {file} {pixels.shape[1]} x {len(pixels)}"
-            )
+            raise UserError(f"{path}: {image['file_name']} has {size} pixels, {file} {pixels.shape[1]} x {len(pixels)}")
         rows.append([_instance(content, position) for position in _annotations_of(content, index)])
     return list(content.names.values()), rows
 
@@ -147,7 +145,7 @@ def _find_image(content: AnnotationFile, file: Path) -> int:
     if len(found) > 1:
         found = [index for index in found if file.parts[-len(names[index].parts) :] == names[index].parts]
     if len(found) != 1:
-        raise ValueError(f"{content.path} has {len(found)} images with the name of {file}; expected exactly one")
+        raise UserError(f"{content.path} has {len(found)} images with the name of {file}; expected exactly one")
     return found[0]
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from mmbivit.analysis.figures.interaction import interaction_figure
 from mmbivit.analysis.spatial_interaction import SpatialInteractionCapability, spatial_interaction
 from mmbivit.apis.config import load_config
+from mmbivit.checks import UserError
 from mmbivit.report.complexity import default_shape
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def measure_interaction(config: str | Path, shape: tuple[int, int] | None = None
     """
     cfg = load_config(config)
     if not cfg.model.get("backbone"):
-        raise ValueError(f"the model of {config} has no backbone, whose spatial interaction is counted")
+        raise UserError(f"the model of {config} has no backbone, whose spatial interaction is counted")
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
         backbone = MODELS.build(copy.deepcopy(cfg.model.backbone))
     return spatial_interaction(backbone, (3, *(shape or default_shape(cfg))))
