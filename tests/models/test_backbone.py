@@ -100,6 +100,8 @@ def test_networks_without_blocks_that_are_known_have_none():
     assert find_blocks(nn.Conv2d(3, 8, 1)) == {}
     with pytest.raises(ValueError, match="Conv2d has no transformer blocks"):
         find_block(nn.Conv2d(3, 8, 1))
+    with pytest.raises(ValueError, match="Conv2d has no blocks"):
+        BlockDistiller(ToyModel(toy()), toy(), nn.Conv2d(3, 8, 1), BlockMSELoss(), weight=1.0)
 
 
 def test_find_block():
