@@ -17,7 +17,8 @@ NOISE = (
     "faster_coco_eval",
     "Failed to",
     "out of bounds",
-    "deprecated",
+    "be deprecated",
+    "is deprecated",
     "is the alias of",
     "`self.param_sched",
 )
