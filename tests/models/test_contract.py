@@ -1,0 +1,174 @@
+"""What every backbone that is registered does with every recipe: one set of tests for those of today and to come.
+
+A backbone or a recipe of your own needs no more than an entry in ``NETWORKS`` or ``RECIPES`` here to be held to it.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmbivit.analysis import complexity, spatial_interaction
+from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
+from mmbivit.deploy import pack
+from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.models import Backbone, BinarySwinTransformer, find_blocks
+from mmbivit.registry import MODELS
+
+from .test_backbone import ToyBackbone, ToyModel
+from .test_parts import ScaledSign
+
+# Tiny options of each backbone, by class; one that is registered and has none here fails a test.
+NETWORKS = {
+    BinarySwinTransformer: dict(
+        arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), out_indices=(0, 1), drop_path_rate=0.0
+    ),
+    ToyBackbone: {},
+}
+TOY = Recipe(input_quantizer=ScaledSign)  # thresholds with a learnable scale
+SIZES = ((32, 32), (45, 39))
+
+every_network = pytest.mark.parametrize("recipe", [*RECIPES, "toy"])
+every_network = [pytest.mark.parametrize("cls", NETWORKS, ids=lambda cls: cls.__name__), every_network]
+
+
+def contract(test):
+    for mark in every_network:
+        test = mark(test)
+    return test
+
+
+@pytest.fixture(autouse=True)
+def _toy_recipe(monkeypatch):
+    monkeypatch.setitem(RECIPES, "toy", TOY)
+
+
+def build(cls, recipe) -> Backbone:
+    torch.manual_seed(0)
+    options = dict(NETWORKS[cls])
+    if cls is BinarySwinTransformer and recipe != "float":
+        options |= dict(mlp_ratio=3, spatial_interaction=dict(ratio=1.0))
+    return cls(recipe=recipe, **options)
+
+
+def images(hw=SIZES[0], batch=2):
+    return torch.randn(batch, 3, *hw, generator=torch.Generator().manual_seed(1))
+
+
+def layers_of(network):
+    return [module for module in network.modules() if isinstance(module, BinaryLinear)]
+
+
+def test_every_backbone_that_is_registered_is_here():
+    MODELS.import_from_location()
+    registered = {cls for cls in MODELS.module_dict.values() if isinstance(cls, type) and issubclass(cls, Backbone)}
+    assert registered <= NETWORKS.keys()
+
+
+@contract
+@pytest.mark.parametrize("hw", SIZES)
+def test_channels_and_strides_are_as_declared(cls, recipe, hw):
+    network = build(cls, recipe).eval()
+    with torch.no_grad():
+        outputs = network(images(hw))
+    assert len(outputs) == len(network.out_indices)
+    for i, output in zip(network.out_indices, outputs, strict=True):
+        stride = network.strides[i]
+        assert output.shape == (2, network.num_features[i], *(math.ceil(side / stride) for side in hw))
+        assert output.isfinite().all()
+
+
+@contract
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradients_reach_what_is_trained_and_are_finite(cls, recipe, stage):
+    network = build(cls, recipe).train()
+    network.set_stage(stage)
+    sum(output.square().mean() for output in network(images())).backward()
+    idle = {
+        f"{name}."
+        for name, module in network.named_modules()
+        if stage not in getattr(module, "active_stages", (1, 2)) and name
+    }
+    for name, parameter in network.named_parameters():
+        if name.startswith(tuple(idle)):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@contract
+def test_rows_have_two_values_in_stage_2_and_more_in_stage_1(cls, recipe):
+    network = build(cls, recipe)
+    layers = layers_of(network)
+    assert bool(layers) == (recipe != "float")
+    assert any(isinstance(module, Quantizer) for module in network.modules()) == (recipe != "float")
+    for stage in (1, 2):
+        network.set_stage(stage)
+        for layer in layers:
+            values = [row.unique().numel() for row in layer.effective_weight()]
+            assert all(count == 2 for count in values) if stage == 2 else all(count > 2 for count in values)
+
+
+@contract
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_checkpoint_goes_round(cls, recipe, stage):
+    network, other = build(cls, recipe).eval(), build(cls, recipe).eval()
+    network.set_stage(stage)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+        assert other.load_state_dict(network.state_dict()) == ([], [])
+        assert other.stage == stage
+        assert all(map(torch.equal, network(images()), other(images())))
+
+
+@contract
+def test_autocast(cls, recipe):
+    network = build(cls, recipe).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = sum(output.float().square().mean() for output in network(images()))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
+@contract
+def test_complexity_counts_it(cls, recipe):
+    counted = complexity(build(cls, recipe), (3, *SIZES[0]))
+    assert counted.params == sum(parameter.numel() for parameter in build(cls, recipe).parameters())
+    assert counted.flops > 0 and (counted.bops > 0) == (recipe != "float")
+
+
+@contract
+def test_its_blocks_are_distilled_from_a_float_one_of_its_kind(cls, recipe):
+    model, teacher = ToyModel(build(cls, recipe)), build(cls, "float")
+    blocks = find_blocks(model.backbone)
+    assert blocks and all(dict(model.backbone.named_modules())[name] is block.module for name, block in blocks.items())
+    distiller = BlockDistiller(model, model.backbone, teacher, BlockMSELoss(), weight=1.0)
+    try:
+        losses = model(images(), mode="loss")
+    finally:
+        distiller.remove()
+    assert losses["loss_distill"].isfinite()
+    assert (losses["loss_distill"] == 0) == (recipe == "float")
+    assert set(model(images(), mode="loss")) == {"loss_task"}
+
+
+@contract
+def test_spatial_interaction_and_packing_work_or_refuse_by_name(cls, recipe):
+    network = build(cls, recipe).eval()
+    for function in (lambda: spatial_interaction(network, (3, *SIZES[0])), lambda: pack(network)):
+        try:
+            result = function()
+        except ValueError as error:
+            names = [name for name, _ in network.named_modules() if name]
+            known = [*names, cls.__name__, "ScaledSign", "float"]
+            assert any(word in str(error) for word in known), str(error)
+        else:
+            assert result is not None
+    if cls is BinarySwinTransformer and recipe == "sibivit":
+        packed = pack(network)
+        assert isinstance(packed, nn.Module)
+        with torch.no_grad():
+            assert packed(images())[0].shape == network(images())[0].shape
