@@ -17,6 +17,7 @@ from mmbivit.binary import ActivationQuantizer, BinaryLinear, SoftmaxThreshold
 from mmbivit.checks import UserError, check_integer
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.models import BinarySwinTransformer
+from mmbivit.models.observation import observed
 
 from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
@@ -264,20 +265,13 @@ class _WithBits(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         bits = []
-        with _hooked(self.plain, lambda module, args, output: bits.append(output)):
+        with observed(_bit_makers(self.plain), lambda name, args, output: bits.append(output)):
             outputs = _outputs(self.plain(images))
         return (*outputs, *bits)
 
 
-@contextmanager
-def _hooked(plain: nn.Module, hook: Callable) -> Iterator[None]:
-    """Call ``hook`` with the module, arguments and output wherever bits are made; what it returns replaces them."""
-    handles = [m.register_forward_hook(hook) for m in plain.modules() if isinstance(m, _AtLeast)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _bit_makers(plain: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in plain.named_modules() if isinstance(module, _AtLeast)}
 
 
 @contextmanager
@@ -291,7 +285,7 @@ def _forced_bits(plain: nn.Module, bits: Sequence[Tensor]) -> Iterator[list]:
     given = iter(bits)
     ties = [0, 0.0]
 
-    def replace(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+    def replace(name: str, args: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
         x, threshold = args
         bits = next(given)
         if (differs := bits != output).any():
@@ -299,7 +293,7 @@ def _forced_bits(plain: nn.Module, bits: Sequence[Tensor]) -> Iterator[list]:
             ties[:] = ties[0] + int(differs.sum()), max(ties[1], float(distance))
         return bits
 
-    with _hooked(plain, replace):
+    with observed(_bit_makers(plain), replace):
         yield ties
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
 from mmbivit.checks import UserError, check_flag, check_integer, check_keys, check_number
 from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.models.backbone import find_blocks
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
 
@@ -232,7 +233,8 @@ def build_teacher(cfg: dict) -> nn.Module:
     teacher = ROOT_MODELS.build(cfg)
     checkpoint = load_checkpoint_file(init_cfg["checkpoint"])
     missing, _ = load_pretrained(teacher, checkpoint, prefix=init_cfg.get("prefix"))
-    if missing := [key for key in missing if ".blocks." in key and not key.endswith("relative_position_index")]:
+    blocks = tuple(f"{name}." for name in find_blocks(teacher))
+    if missing := [key for key in missing if key.startswith(blocks) and not key.endswith("relative_position_index")]:
         raise UserError(
             f"teacher.init_cfg.checkpoint={init_cfg['checkpoint']} lacks {len(missing)} tensors of the teacher's "
             f"blocks, first {missing[0]}: is it a {cfg['type']} with the same arch?"
