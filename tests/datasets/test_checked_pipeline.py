@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset, Compose, ConcatDataset, RepeatDataset
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from mmbivit.apis.errors import is_user_error
+from mmbivit.apis.errors import error_message, is_user_error
 from mmbivit.datasets import checked_pipeline
 from mmbivit.datasets.checked_pipeline import CheckedPipeline, check_pipelines
 
@@ -230,7 +230,7 @@ def test_finds_pipelines_inside_wrappers_and_workers_name_the_file(tmp_path, pic
     with pytest.raises(ValueError) as error:
         list(DataLoader(dataset, num_workers=1))
     assert is_user_error(error.value)
-    assert str(error.value).strip().splitlines()[-1].startswith(f"ValueError: {tmp_path / 'bad.png'} is truncated, dam")
+    assert error_message(error.value).startswith(f"{tmp_path / 'bad.png'} is truncated, dam")
 
 
 def test_other_pipelines_are_left_alone():
