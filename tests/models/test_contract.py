@@ -29,14 +29,11 @@ NETWORKS = {
 TOY = Recipe(input_quantizer=ScaledSign)  # thresholds with a learnable scale
 SIZES = ((32, 32), (45, 39))
 
-every_network = pytest.mark.parametrize("recipe", [*RECIPES, "toy"])
-every_network = [pytest.mark.parametrize("cls", NETWORKS, ids=lambda cls: cls.__name__), every_network]
-
 
 def contract(test):
-    for mark in every_network:
-        test = mark(test)
-    return test
+    """Run a test for every backbone with every recipe."""
+    test = pytest.mark.parametrize("recipe", [*RECIPES, "toy"])(test)
+    return pytest.mark.parametrize("cls", NETWORKS, ids=lambda cls: cls.__name__)(test)
 
 
 @pytest.fixture(autouse=True)
