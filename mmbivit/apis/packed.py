@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError, check_integer
 from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.header import SUFFIX, read_header
-from mmbivit.deploy.whole_models import PACKED_BACKBONE
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
@@ -228,7 +227,7 @@ def load_packed(file: str | Path, kind: str) -> nn.Module:
 
 def use_packed_backbone(cfg: Config, packed: nn.Module) -> None:
     """Replace the backbone in a model's config by that of a packed model."""
-    cfg.model.backbone = dict(packed.backbone.config, type=PACKED_BACKBONE)
+    cfg.model.backbone = dict(packed.backbone.options, type=f"mmbivit.{type(packed.backbone).__name__}")
 
 
 def load_into(model: nn.Module, packed: nn.Module, file: str | Path) -> None:

@@ -25,9 +25,10 @@ __all__ = [
 ]
 
 FORMAT = "mmbivit.packed"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("backbone", "classifier", "detector")
 SUFFIX = ".safetensors"
+_FIRST_NETWORK = "PackedSwinTransformer"  # which files of format version 1, without its name, are of
 # What a whole model has beside the backbone's architecture; each is JSON.
 _DESCRIPTION = ("model", "dataset_meta", "pipeline")
 
@@ -46,7 +47,8 @@ class PackedFile:
         path: the file.
         kind: ``backbone``, ``classifier`` or ``detector``.
         mmbivit_version: version that wrote the file.
-        architecture: arguments of :class:`PackedSwinTransformer`.
+        network: name of the class of the packed backbone, see :data:`mmbivit.packed.NETWORKS`.
+        architecture: its options.
         model: what is around the backbone, ``None`` in a file of a backbone.
         dataset_meta: names of classes and their colours, where known.
         pipeline: the transforms of test images, where known.
@@ -56,6 +58,7 @@ class PackedFile:
     path: Path
     kind: str
     mmbivit_version: str
+    network: str
     architecture: dict[str, Any]
     model: dict[str, Any] | None
     dataset_meta: dict[str, Any] | None
@@ -105,7 +108,7 @@ def parse_header(path: Path, file: Any) -> PackedFile:
     if not version.isdecimal() or not 1 <= int(version[:9]) <= FORMAT_VERSION:
         newer = version.isdecimal() and int(version[:9]) > FORMAT_VERSION
         hint = f"update mmbivit ({__version__} here), or export the network again" if newer else "export it again"
-        raise UserError(f"{path} has format version {version[:9]!r}, this mmbivit reads {FORMAT_VERSION}: {hint}")
+        raise UserError(f"{path} has format version {version[:9]!r}, this mmbivit reads 1 to {FORMAT_VERSION}: {hint}")
     kind = metadata.get("kind")
     if kind not in KINDS:
         raise UserError(f"{path} says that it is a {kind!r}; expected {', '.join(KINDS)}")
@@ -114,6 +117,7 @@ def parse_header(path: Path, file: Any) -> PackedFile:
         path=path,
         kind=kind,
         mmbivit_version=metadata.get("mmbivit_version", "unknown"),
+        network=metadata.get("network", _FIRST_NETWORK),
         architecture=_parse(path, metadata, "architecture", dict),
         model=_parse(path, metadata, "model", dict) if kind != "backbone" else None,
         dataset_meta=_parse(path, metadata, "dataset_meta", dict, None),

@@ -5,11 +5,11 @@ What it says of its tensors is compared with its header before anything of that 
 and detectors need the MM libraries; :mod:`mmbivit.deploy.whole_models` checks and builds what their files describe.
 """
 
-import inspect
 import json
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.modules import module as registration
 from mmbivit import __version__, compat
 from mmbivit.checks import UserError
 from mmbivit.files import atomic_writer
-from mmbivit.packed.swin import PackedSwinTransformer
+from mmbivit.packed import NETWORKS, PackedNetwork
 
 from .header import FORMAT, FORMAT_VERSION, SUFFIX, PackedFile, open_packed, parse_header
 
@@ -58,7 +58,9 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
         raise UserError(f"{path}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
     kind = _kind_of(packed)
     backbone = packed if kind == "backbone" else packed.backbone
-    description = {"architecture": backbone.config}
+    if type(backbone).__name__ not in NETWORKS:
+        raise UserError(f"{type(backbone).__name__} is not registered as a packed network, so that no file can name it")
+    description = {"architecture": backbone.options}
     if kind != "backbone":
         compat.check_dependencies()
         from .whole_models import DESCRIBERS  # a backbone needs none of what that imports
@@ -69,6 +71,7 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
         "format_version": str(FORMAT_VERSION),
         "mmbivit_version": __version__,
         "kind": kind,
+        "network": type(backbone).__name__,
         **{name: json.dumps(value, allow_nan=False) for name, value in description.items() if value is not None},
     }
     # Copies, as safetensors refuses tensors that share memory; heads that share layers are stored once for each.
@@ -108,9 +111,9 @@ def load(path: str | Path) -> nn.Module:
 
 
 def _kind_of(packed: nn.Module) -> str:
-    if isinstance(packed, PackedSwinTransformer):
+    if isinstance(packed, PackedNetwork):
         return "backbone"
-    if isinstance(getattr(packed, "backbone", None), PackedSwinTransformer):
+    if isinstance(getattr(packed, "backbone", None), PackedNetwork):
         from mmbivit.models import ImageClassifier
 
         return "classifier" if isinstance(packed, ImageClassifier) else "detector"
@@ -119,22 +122,16 @@ def _kind_of(packed: nn.Module) -> str:
 
 def _builder(header: PackedFile) -> Callable[[], nn.Module]:
     """Return what builds the network of a file, with random weights; it raises a ``ValueError`` of one line."""
-    # MMEngine, which builds the backbone of a whole model, takes some keys for itself.
-    unknown = header.architecture.keys() - inspect.signature(PackedSwinTransformer).parameters
-    if unknown:
-        raise UserError(
-            f"{header.path}: its architecture has {min(unknown)[:64]!r}, which this version ({__version__}) does not "
-            f"know; it is damaged or of another version ({header.mmbivit_version[:20]})"
-        )
+    network = _find_network(header)
     if header.kind == "backbone":
 
         def build() -> nn.Module:
-            return PackedSwinTransformer(**header.architecture)
+            return network(**header.architecture)
     else:
         compat.check_dependencies()
         from .whole_models import BUILDERS
 
-        build = BUILDERS[header.kind](header)
+        build = BUILDERS[header.kind](header, dict(header.architecture, type=network))
 
     def checked() -> nn.Module:
         try:
@@ -142,7 +139,7 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
         except Exception as error:  # of arguments that may be anything, constructors may raise anything
             reason = (str(error).splitlines() or [""])[0]
             objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-            of_backbone = any(isinstance(found, PackedSwinTransformer) for found in objects)
+            of_backbone = any(isinstance(found, PackedNetwork) for found in objects)
             field = "architecture" if header.kind == "backbone" or of_backbone else "model"
             raise UserError(
                 f"{header.path}: its {header.kind} cannot be built, as its {field!r} is damaged or of another version "
@@ -150,6 +147,24 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
             ) from error
 
     return checked
+
+
+def _find_network(header: PackedFile) -> type[PackedNetwork]:
+    """Return the class of a file's backbone; raises a ``ValueError`` if it, or one of its options, is unknown."""
+    network = NETWORKS.get(header.network)
+    if network is None:
+        raise UserError(
+            f"{header.path} holds a {header.network[:64]!r}, which this version ({__version__}) does not know; "
+            f"allowed: {', '.join(NETWORKS)}; update mmbivit, or export it again"
+        )
+    # MMEngine, which builds the backbone of a whole model, takes some keys for itself.
+    unknown = header.architecture.keys() - {field.name for field in fields(network.Config)}
+    if unknown:
+        raise UserError(
+            f"{header.path}: its architecture has {min(unknown)[:64]!r}, which this version ({__version__}) does not "
+            f"know; it is damaged or of another version ({header.mmbivit_version[:20]})"
+        )
+    return network
 
 
 @contextmanager

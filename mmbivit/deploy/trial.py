@@ -99,7 +99,7 @@ def _detect(model: nn.Module, image: Tensor, keys: Collection[str] | None = None
 
 
 def _pixel(model: nn.Module) -> Tensor:
-    return torch.zeros(model.backbone.config["in_channels"], 1, 1, dtype=torch.uint8)
+    return torch.zeros(model.backbone.config.in_channels, 1, 1, dtype=torch.uint8)
 
 
 def _enlarged(image: Tensor, side: int) -> Tensor:

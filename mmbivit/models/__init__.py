@@ -1,7 +1,7 @@
 """Backbones with 1-bit weights and activations, registered in scope ``mmbivit``."""
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, trust_checkpoints
-from mmbivit.packed import PackedSwinTransformer
+from mmbivit.packed import NETWORKS, PackedSwinTransformer
 from mmbivit.registry import MODELS
 
 from .arch import ARCHITECTURES
@@ -36,4 +36,6 @@ __all__ = [
     "trust_checkpoints",
 ]
 
-MODELS.register_module(module=PackedSwinTransformer)  # whose own package needs torch alone, and so knows no registry
+# The package of packed networks needs torch alone, and so knows no registry of MMEngine.
+for _network in NETWORKS.values():
+    MODELS.register_module(module=_network)

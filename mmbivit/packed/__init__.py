@@ -1,12 +1,18 @@
 """Packed networks: binary layers that run on bits, by native kernels or a torch reference. Needs torch alone."""
 
 from .modules import PackedDualBranchMLP, PackedLinear, PackedPatchMerging, PackedWindowAttention
-from .swin import PackedSwinTransformer
+from .network import NETWORKS, PackedConfig, PackedNetwork, packed_network
+from .swin import PackedSwinConfig, PackedSwinTransformer
 
 __all__ = [
+    "NETWORKS",
+    "PackedConfig",
     "PackedDualBranchMLP",
     "PackedLinear",
+    "PackedNetwork",
     "PackedPatchMerging",
+    "PackedSwinConfig",
     "PackedSwinTransformer",
     "PackedWindowAttention",
+    "packed_network",
 ]

@@ -1,7 +1,7 @@
 """The layers of a packed network: parameters as bits, integer thresholds and folded scales, and one operator each.
 
-They are made by :func:`mmbivit.deploy.pack` or filled from a file; all their tensors are buffers. The order of work:
-:mod:`mmbivit.packed.operators` defines the operators, :mod:`mmbivit.packed.folding` computes what they take.
+They are made by :func:`mmbivit.deploy.pack` or filled from a file; all their tensors are buffers.
+:mod:`mmbivit.packed.operators` defines the operators, :mod:`mmbivit.deploy.folding` computes what they take.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmbivit.binary import BinaryLinear, RPReLU, relative_position_index
-from mmbivit.checks import UserError
+from mmbivit.binary import relative_position_index
 
 from . import operators  # noqa: F401  it registers torch.ops.mmbivit
-from .folding import fold_linear, norm_affine, sign_affine
-from .packing import LANES, num_blocks, num_words, pack_weight, pad_channels, padded
+from .packing import LANES, num_blocks, num_words, pad_channels, padded
 
 __all__ = [
     "FloatPatchMerging",
@@ -63,40 +61,6 @@ class PackedLinear(PackedModule):
         self._add_weight("weight", out_features, in_features)
         self._add("out_affine", 2, padded(out_features))
         self.register_buffer("rprelu", torch.zeros(3, padded(out_features)) if rprelu else None)
-
-    @classmethod
-    def from_binary(
-        cls,
-        layer: BinaryLinear,
-        norm: nn.Module | None = None,
-        norm_after: nn.Module | None = None,
-        act: RPReLU | None = None,
-    ) -> "PackedLinear":
-        """Pack a binary linear layer and what surrounds it, in the order norm, layer, norm_after, act.
-
-        Args:
-            layer: with binary weights and inputs.
-            norm: BatchNorm of the input, in evaluation.
-            norm_after: BatchNorm of the output, in evaluation.
-            act: activation function of the output.
-
-        Raises:
-            ValueError: for a layer in training stage 1, or a norm or activation that cannot be folded.
-        """
-        if act is not None and type(act) is not RPReLU:
-            raise UserError(f"act is {type(act).__name__}; a packed layer with float output knows RPReLU only")
-        packed = cls(layer.in_features, layer.out_features, rprelu=act is not None)
-        signs, scale, bias = fold_linear(layer)
-        gain, shift = norm_affine(norm_after, layer.out_features)
-        tensors = dict(
-            in_affine=sign_affine(norm, layer.input_quantizer),
-            weight=pack_weight(signs),
-            out_affine=pad_channels(torch.stack([gain * scale, gain * bias + shift])),
-        )
-        if act is not None:
-            tensors["rprelu"] = pad_channels(torch.stack([act.gamma, act.slope, act.zeta]).detach())
-        packed.fill(**tensors)
-        return packed
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """Apply the layer; ``add`` is a shortcut ``(*, out_features)``."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from .modules import (
     PackedWindowAttention,
     PatchEmbedding,
 )
+from .network import PackedConfig, PackedNetwork, packed_network
 
-__all__ = ["PackedSwinTransformer"]
+__all__ = ["PackedSwinConfig", "PackedSwinTransformer"]
 
 
 class PackedBlock(nn.Module):
@@ -47,13 +49,11 @@ class PackedStage(nn.Module):
         self.downsample = downsample
 
 
-class PackedSwinTransformer(nn.Module):
-    """Swin Transformer that computes with bits; made by :func:`mmbivit.deploy.pack` or :func:`mmbivit.deploy.load`.
+@dataclass(frozen=True)
+class PackedSwinConfig(PackedConfig):
+    """Configuration of a :class:`PackedSwinTransformer`.
 
-    All arguments are plain values, kept in ``config``; ``PackedSwinTransformer(**config)`` is an empty network for the
-    same ``state_dict``.
-
-    Args:
+    Attributes:
         embed_dims: channels of the first stage; each stage doubles them.
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
@@ -70,6 +70,77 @@ class PackedSwinTransformer(nn.Module):
         shift_single_window: shift windows also where a feature map is not longer than one.
         mask_padding: never attend to tokens that pad a feature map to whole windows.
 
+    Raises:
+        ValueError: if they make no network, or one that the kernels cannot compute.
+    """
+
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    hidden_dims: tuple[int, ...]
+    si_hidden: int | None
+    scales: tuple[float, ...]
+    select_ratio: float = 0.25
+    window_size: int = 7
+    patch_size: int = 4
+    in_channels: int = 3
+    out_indices: tuple[int, ...] = (0, 1, 2, 3)
+    float_downsample: bool = False
+    pos_embed_shape: tuple[int, int] | None = None
+    shift_single_window: bool = True
+    mask_padding: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_sizes()
+        self._check_stages()
+        if self.window_size > 31 or (self.si_hidden or 0) > 961:
+            raise UserError(f"window_size={self.window_size}, si_hidden={self.si_hidden}; allowed: up to 31 and 961")
+        scales, ratio = self.scales, self.select_ratio
+        if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in scales) or not 0 < ratio <= 1:
+            raise UserError(f"scales={scales}, select_ratio={ratio}; expected numbers up to 1e5, and one in (0, 1]")
+        if self.pos_embed_shape is not None and len(self.pos_embed_shape) != 2:
+            raise UserError(f"pos_embed_shape={self.pos_embed_shape}; expected height and width")
+        for name in ("float_downsample", "shift_single_window", "mask_padding"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={getattr(self, name)!r}; expected True or False")
+
+    def _check_sizes(self) -> None:
+        single = ("embed_dims", "window_size", "patch_size", "in_channels", "si_hidden")
+        several = ("depths", "num_heads", "hidden_dims", "pos_embed_shape")
+        optional = ("si_hidden", "pos_embed_shape")
+        for name in (*single, *several):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            values = (value,) if name in single else value
+            if not isinstance(values, tuple) or not all(type(size) is int and size >= 1 for size in values):
+                raise UserError(f"{name}={value}; expected whole numbers of 1 or more")
+
+    def _check_stages(self) -> None:
+        stages = len(self.depths)
+        if not 1 <= stages <= 8 or {len(self.num_heads), len(self.hidden_dims), len(self.scales)} != {stages}:
+            raise UserError("depths, num_heads, hidden_dims and scales need one entry for each of 1 to 8 stages")
+        for i, heads in enumerate(self.num_heads):
+            channels = self.embed_dims * 2**i
+            if channels % heads:
+                raise UserError(f"num_heads[{i}]={heads} does not divide {channels} channels")
+            if channels // heads > 992:
+                raise UserError(f"num_heads[{i}]={heads}: a head has {channels // heads} channels; allowed: 992")
+        indices = self.out_indices
+        if not isinstance(indices, tuple) or not indices or tuple(sorted(set(indices))) != indices:
+            raise UserError(f"out_indices={indices}; expected rising numbers of stages")
+        if not all(type(i) is int and 0 <= i < stages for i in indices):
+            raise UserError(f"out_indices={indices}; allowed: 0 to {stages - 1}")
+
+
+@packed_network
+class PackedSwinTransformer(PackedNetwork):
+    """Swin Transformer that computes with bits; made by :func:`mmbivit.deploy.pack` or :func:`mmbivit.deploy.load`.
+
+    Args:
+        options: the fields of :class:`PackedSwinConfig`.
+
     Shape: images ``(B, in_channels, H, W)`` float32 -> tuple of ``(B, embed_dims * 2**i, ceil(H / (4 * 2**i)), ...)``
     for ``i`` in ``out_indices``. No gradients.
 
@@ -77,56 +148,36 @@ class PackedSwinTransformer(nn.Module):
         ValueError: for impossible sizes; and from ``forward``, for input of another dtype, rank or number of channels.
     """
 
-    def __init__(
-        self,
-        embed_dims: int,
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        hidden_dims: Sequence[int],
-        si_hidden: int | None,
-        scales: Sequence[float],
-        select_ratio: float = 0.25,
-        window_size: int = 7,
-        patch_size: int = 4,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        float_downsample: bool = False,
-        pos_embed_shape: Sequence[int] | None = None,
-        shift_single_window: bool = True,
-        mask_padding: bool = True,
-    ):
-        super().__init__()
-        self.config: dict[str, Any] = {
-            name: list(value) if isinstance(value, (list, tuple)) else value
-            for name, value in locals().items()
-            if name not in ("self", "__class__")
-        }
-        check_config(**self.config)
-        self.num_features = [embed_dims * 2**i for i in range(len(depths))]
-        self.out_indices = tuple(out_indices)
-        self.window_size = window_size
-        self.shift_single_window = shift_single_window
-        self.mask_padding = mask_padding
-        self.patch_embed = PatchEmbedding(in_channels, embed_dims, patch_size)
-        shape = None if pos_embed_shape is None else (1, pos_embed_shape[0] * pos_embed_shape[1], embed_dims)
-        self.register_buffer("absolute_pos_embed", None if shape is None else torch.zeros(shape))
-        self.stages = nn.ModuleList()
-        for i, channels in enumerate(self.num_features):
-            blocks = [
-                PackedBlock(
-                    PackedWindowAttention(channels, num_heads[i], window_size, scales[i], -math.log(select_ratio)),
-                    PackedDualBranchMLP(channels, hidden_dims[i], window_size**2, si_hidden),
-                    shift=window_size // 2 if block % 2 else 0,
-                )
-                for block in range(depths[i])
-            ]
-            downsample = None
-            if i < len(depths) - 1:
-                downsample = FloatPatchMerging(channels) if float_downsample else PackedPatchMerging(channels)
-            self.stages.append(PackedStage(blocks, downsample))
+    Config = PackedSwinConfig
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        config = self.config
+        self.num_features = [config.embed_dims * 2**i for i in range(len(config.depths))]
+        self.out_indices = config.out_indices
+        self.patch_embed = PatchEmbedding(config.in_channels, config.embed_dims, config.patch_size)
+        grid = config.pos_embed_shape
+        embedding = None if grid is None else torch.zeros(1, grid[0] * grid[1], config.embed_dims)
+        self.register_buffer("absolute_pos_embed", embedding)
+        self.stages = nn.ModuleList(map(self._stage, range(len(config.depths))))
         for i in self.out_indices:
             self.add_module(f"norm{i}", OutputNorm(self.num_features[i]))
         self.eval()
+
+    def _stage(self, i: int) -> PackedStage:
+        config, channels = self.config, self.num_features[i]
+        window, margin = config.window_size, -math.log(config.select_ratio)
+        blocks = [
+            PackedBlock(
+                PackedWindowAttention(channels, config.num_heads[i], window, config.scales[i], margin),
+                PackedDualBranchMLP(channels, config.hidden_dims[i], window**2, config.si_hidden),
+                shift=window // 2 if block % 2 else 0,
+            )
+            for block in range(config.depths[i])
+        ]
+        if i == len(config.depths) - 1:
+            return PackedStage(blocks, None)
+        return PackedStage(blocks, (FloatPatchMerging if config.float_downsample else PackedPatchMerging)(channels))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -151,7 +202,7 @@ class PackedSwinTransformer(nn.Module):
         return tuple(outputs)
 
     def _check(self, images: Tensor) -> None:
-        channels = self.config["in_channels"]
+        channels = self.config.in_channels
         if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 1:
             raise UserError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, H, W)")
         if images.dtype != torch.float32:
@@ -159,57 +210,13 @@ class PackedSwinTransformer(nn.Module):
 
     def _layout(self, hw_shape: tuple[int, int], shift: int) -> list[int]:
         """Return height, width, window, shift and mask_padding, as the operators take them."""
-        single = min(hw_shape) <= self.window_size and not self.shift_single_window
-        return [*hw_shape, self.window_size, 0 if single else shift, int(self.mask_padding)]
+        window = self.config.window_size
+        single = min(hw_shape) <= window and not self.config.shift_single_window
+        return [*hw_shape, window, 0 if single else shift, int(self.config.mask_padding)]
 
     def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:
-        pretrained = tuple(self.config["pos_embed_shape"])
+        pretrained = self.config.pos_embed_shape
         if hw_shape == pretrained:
             return self.absolute_pos_embed
         grid = self.absolute_pos_embed.transpose(1, 2).unflatten(2, pretrained)
         return F.interpolate(grid, size=hw_shape, mode="bicubic").flatten(2).transpose(1, 2)
-
-
-def check_config(
-    embed_dims: int,
-    depths: list[int],
-    num_heads: list[int],
-    hidden_dims: list[int],
-    si_hidden: int | None,
-    scales: list[float],
-    select_ratio: float,
-    window_size: int,
-    patch_size: int,
-    in_channels: int,
-    out_indices: list[int],
-    pos_embed_shape: list[int] | None,
-    **switches: bool,
-) -> None:
-    """Raise a ValueError unless the arguments of :class:`PackedSwinTransformer` make a network."""
-    sizes = dict(embed_dims=[embed_dims], depths=depths, num_heads=num_heads, hidden_dims=hidden_dims)
-    sizes |= dict(window_size=[window_size], patch_size=[patch_size], in_channels=[in_channels])
-    sizes |= dict(si_hidden=[] if si_hidden is None else [si_hidden], pos_embed_shape=pos_embed_shape or [])
-    for name, values in sizes.items():
-        if not isinstance(values, list) or not all(type(value) is int and value >= 1 for value in values):
-            raise UserError(f"{name}={values}; expected whole numbers of 1 or more")
-    stages = len(depths)
-    if not 1 <= stages <= 8 or {len(num_heads), len(hidden_dims), len(scales)} != {stages}:
-        raise UserError("depths, num_heads, hidden_dims and scales need one entry for each of 1 to 8 stages")
-    for i, heads in enumerate(num_heads):
-        if embed_dims * 2**i % heads:
-            raise UserError(f"num_heads[{i}]={heads} does not divide {embed_dims * 2**i} channels")
-        if embed_dims * 2**i // heads > 992:
-            raise UserError(f"num_heads[{i}]={heads}: a head has {embed_dims * 2**i // heads} channels; allowed: 992")
-    if not isinstance(out_indices, list) or sorted(set(out_indices)) != out_indices or not out_indices:
-        raise UserError(f"out_indices={out_indices}; expected rising numbers of stages")
-    if not all(type(i) is int and 0 <= i < stages for i in out_indices):
-        raise UserError(f"out_indices={out_indices}; allowed: 0 to {stages - 1}")
-    if window_size > 31 or (si_hidden or 0) > 961:
-        raise UserError(f"window_size={window_size}, si_hidden={si_hidden}; allowed: up to 31 and 961")
-    if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in scales) or not 0 < select_ratio <= 1:
-        raise UserError(f"scales={scales}, select_ratio={select_ratio}; expected numbers up to 1e5, and one in (0, 1]")
-    if pos_embed_shape is not None and len(pos_embed_shape) != 2:
-        raise UserError(f"pos_embed_shape={pos_embed_shape}; expected height and width")
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{name}={value!r}; expected True or False")

@@ -188,10 +188,11 @@ def test_file_says_what_it_holds(detector_file, classifier_file):
 def test_detectors_of_the_configs_are_on_the_lists(name):
     cfg = get_config(name) if name.startswith("mmdet::") else mmbivit.get_config(name)
     described = json.loads(json.dumps(describe_detector(torch.nn.Module(), cfg)))
-    header = PackedFile(Path("x"), "detector", "0", ARCHITECTURE, **described, tensors={})
+    header = PackedFile(Path("x"), "detector", "0", "PackedSwinTransformer", ARCHITECTURE, **described, tensors={})
     with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
-        built = detector_builder(header)()
-        cfg.model.backbone = dict(ARCHITECTURE, type="mmbivit.PackedSwinTransformer")
+        backbone = dict(ARCHITECTURE, type="mmbivit.PackedSwinTransformer")
+        built = detector_builder(header, backbone)()
+        cfg.model.backbone = backbone
         expected = MODELS.build(cfg.model)
     shapes = {key: value.shape for key, value in expected.state_dict().items()}
     assert {key: value.shape for key, value in built.state_dict().items()} == shapes

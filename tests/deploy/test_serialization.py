@@ -89,10 +89,11 @@ def test_file_holds_tensors_and_text_only(packed, written):
         metadata = file.metadata()
     assert metadata == {
         "format": "mmbivit.packed",
-        "format_version": "1",
+        "format_version": "2",
         "mmbivit_version": mmbivit.__version__,
         "kind": "backbone",
-        "architecture": json.dumps(packed.config),
+        "network": "PackedSwinTransformer",
+        "architecture": json.dumps(packed.options),
     }
     tensors = safetensors.torch.load_file(written)
     assert tensors.keys() == packed.state_dict().keys()
@@ -100,7 +101,8 @@ def test_file_holds_tensors_and_text_only(packed, written):
     for name, tensor in packed.state_dict().items():
         assert torch.equal(tensors[name], tensor)
     header = read_header(written)
-    assert (header.kind, header.architecture, header.model) == ("backbone", packed.config, None)
+    assert (header.kind, header.network, header.model) == ("backbone", "PackedSwinTransformer", None)
+    assert type(packed).Config(**header.architecture) == packed.config
 
 
 def test_backbone_needs_torch_and_safetensors_alone(packed, written, tmp_path):
@@ -190,8 +192,9 @@ def test_other_files_are_refused(tmp_path, packed):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (dict(format_version="2"), "has format version '2', this mmbivit reads 1: update mmbivit"),
-        (dict(format_version="1" * 5000), "format version '111111111', this mmbivit reads 1: update mmbivit"),
+        (dict(format_version="3"), "has format version '3', this mmbivit reads 1 to 2: update mmbivit"),
+        (dict(network="Linear"), "holds a 'Linear', which .* allowed: PackedSwinTransformer"),
+        (dict(format_version="1" * 5000), "format version '111111111', this mmbivit reads 1 to 2: update mmbivit"),
         (dict(format_version="0"), "format version '0', .* export it again"),
         (dict(format_version="one"), "format version 'one', .* export it again"),
         (dict(format_version=None), "format version '', .* export it again"),
@@ -215,7 +218,7 @@ def test_damaged_metadata_is_named(changed, metadata, message):
 
 
 def architecture(packed: PackedSwinTransformer, **changes: object) -> dict[str, str]:
-    return dict(architecture=json.dumps(packed.config | changes))
+    return dict(architecture=json.dumps(packed.options | changes))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from mmbivit.binary import BinaryLinear, RPReLU
 from mmbivit.deploy import pack
-from mmbivit.packed import PackedLinear, kernels, operators
+from mmbivit.deploy.packers import pack_linear
+from mmbivit.packed import kernels, operators
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, unpack_signs
 from tests.deploy.networks import binary_swin, randomise
 
@@ -69,12 +70,12 @@ def test_linear_equals_the_simulated_layers(path, width, outputs, bias):
     # 2e-5: the simulated product sums rounded floats, ours is one integer
     close = dict(rtol=2e-5, atol=2e-5)
     with torch.no_grad():
-        torch.testing.assert_close(PackedLinear.from_binary(layer)(x), layer(x), **close)
-        packed = PackedLinear.from_binary(layer, norm, norm_after, act)
+        torch.testing.assert_close(pack_linear(layer)(x), layer(x), **close)
+        packed = pack_linear(layer, norm, norm_after, act)
         expected = act(norm_after(layer(norm(x))))
         torch.testing.assert_close(packed(x), expected, **close)
         torch.testing.assert_close(packed(x, add), expected + add, **close)
-        torch.testing.assert_close(PackedLinear.from_binary(layer, norm)(x, add), layer(norm(x)) + add, **close)
+        torch.testing.assert_close(pack_linear(layer, norm)(x, add), layer(norm(x)) + add, **close)
         assert packed(x[:0]).shape == (0, outputs)
         torch.testing.assert_close(packed(x.view(61, 1, width)), expected[:, None], **close)
 
@@ -82,10 +83,10 @@ def test_linear_equals_the_simulated_layers(path, width, outputs, bias):
 def test_linear_refuses_stage_1_and_other_activations():
     layer = BinaryLinear(8, 4)
     with pytest.raises(ValueError, match="act is GELU"):
-        PackedLinear.from_binary(layer, act=nn.GELU())
+        pack_linear(layer, act=nn.GELU())
     layer.binarize_weight = False
     with pytest.raises(ValueError, match="32-bit weights and 1-bit inputs, which belong to training stage 1"):
-        PackedLinear.from_binary(layer)
+        pack_linear(layer)
 
 
 @pytest.mark.parametrize(("size", "patch", "outputs"), [((9, 14), 4, 8), ((16, 16), 4, 96), ((5, 3), 2, 50)])
@@ -199,7 +200,7 @@ def test_heads_and_scores_that_overflow_are_refused(path):
 
 def test_nan_parameters_show(path):
     layer, act = randomise(BinaryLinear(40, 20)), randomise(RPReLU(20))
-    packed = PackedLinear.from_binary(layer, act=act)
+    packed = pack_linear(layer, act=act)
     packed.out_affine[0, 3] = torch.nan
     out = packed(torch.randn(9, 40))
     assert out[:, 3].isnan().all() and out.isnan().sum() == 9
@@ -226,7 +227,7 @@ def test_operators_work_with_compile_and_export(path):
 
 
 def test_number_of_threads_changes_nothing():
-    x, layer = torch.randn(500, 96), PackedLinear.from_binary(randomise(BinaryLinear(96, 70)))
+    x, layer = torch.randn(500, 96), pack_linear(randomise(BinaryLinear(96, 70)))
     before = torch.get_num_threads()
     try:
         outputs = []
@@ -252,7 +253,7 @@ def test_paths_are_forced_and_restored():
 
 
 def test_profile_counts_the_phases_that_ran(path):
-    layer = PackedLinear.from_binary(BinaryLinear(64, 64))
+    layer = pack_linear(BinaryLinear(64, 64))
     with kernels.profile() as times:
         layer(torch.randn(2000, 64))
     assert set(times) == set(kernels.PHASES)
@@ -309,14 +310,14 @@ def test_an_extension_of_another_version_is_not_used(monkeypatch):
 
 
 def test_without_the_extension_one_warning_says_how_to_get_it(monkeypatch):
-    expected = PackedLinear.from_binary(layer := randomise(BinaryLinear(40, 20)))(x := torch.randn(3, 40))
+    expected = pack_linear(layer := randomise(BinaryLinear(40, 20)))(x := torch.randn(3, 40))
     monkeypatch.setattr(kernels.Kernels, "_load", staticmethod(lambda: None))
     monkeypatch.setattr(kernels, "KERNELS", kernels.Kernels())
     assert kernels.available_paths() == ("reference",)
     with pytest.warns(UserWarning, match="native kernels are not built.*With a C.. compiler") as caught:
-        actual = PackedLinear.from_binary(layer)(x)
+        actual = pack_linear(layer)(x)
     assert len(caught) == 1
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PackedLinear.from_binary(layer)(x)
+        pack_linear(layer)(x)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmbivit.binary import BinaryLinear, RPReLU, RSign
-from mmbivit.packed.folding import hidden_thresholds, norm_affine, sign_affine
+from mmbivit.deploy.folding import hidden_thresholds, norm_affine, sign_affine
 from mmbivit.packed.thresholds import bits_from_counts, count_thresholds
 
 COUNTS = torch.arange(14)

@@ -53,14 +53,14 @@ def measure_gemm(network: Network, shape: Shape, rounds: int, threads: int) -> l
         Rows of ``layer``, ``m``, ``k``, ``n``, ``float_ms`` and ``packed_ms``; or why there are none.
     """
     try:
-        from mmbivit.deploy import PackedLinear
+        from mmbivit.deploy.packers import pack_linear
     except ImportError as error:
         return reason(error)
     rows = []
     with torch.inference_mode(), use_threads(threads):
         for name, count, layer in gemm_layers(network, shape):
             x = torch.randn(count, layer.in_features)
-            packed = PackedLinear.from_binary(layer)
+            packed = pack_linear(layer)
             runs = {
                 "float": lambda x=x, layer=layer: F.linear(x, layer.weight, layer.bias),
                 "packed": lambda x=x, packed=packed: packed(x),

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU
 from mmbivit.checks import UserError
-
-from .packing import pad_channels
-from .thresholds import count_thresholds
+from mmbivit.packed.packing import pad_channels
+from mmbivit.packed.thresholds import count_thresholds
 
 __all__ = ["fold_linear", "hidden_thresholds", "norm_affine", "sign_affine"]
 

@@ -1,0 +1,6 @@
+"""One packer for each class of trained networks, known to :func:`mmbivit.deploy.pack` once this is imported."""
+
+from .linear import pack_linear
+from .swin import pack_swin
+
+__all__ = ["pack_linear", "pack_swin"]

@@ -1,0 +1,54 @@
+"""What packed networks share: plain values that rebuild them, and a name by which a file asks for their class."""
+
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+
+__all__ = ["NETWORKS", "PackedConfig", "PackedNetwork", "packed_network"]
+
+NETWORKS: dict[str, type["PackedNetwork"]] = {}  # by the name of the class, which packed files hold
+
+Network = TypeVar("Network", bound=type["PackedNetwork"])
+
+
+class PackedConfig:
+    """Base of the configuration of a packed network: a frozen dataclass, whose ``__post_init__`` checks all values.
+
+    Values are numbers, words, booleans and tuples of them. Lists, as JSON has them, become tuples. One of the fields is
+    ``in_channels``, the channels of an image.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+
+
+class PackedNetwork(nn.Module):
+    """Base of packed networks; ``type(network)(**network.options)`` is an empty one for the same ``state_dict``.
+
+    Args:
+        options: the fields of ``Config``.
+
+    Attributes:
+        Config: the class's :class:`PackedConfig`.
+        config: the network's.
+    """
+
+    Config: ClassVar[type[PackedConfig]]
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.config = self.Config(**options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The configuration as keyword arguments."""
+        return asdict(self.config)
+
+
+def packed_network(cls: Network) -> Network:
+    """Let packed files and configs name a class of packed networks (a decorator)."""
+    NETWORKS[cls.__name__] = cls
+    return cls
