@@ -3,6 +3,8 @@
 Everything here is a pure function of tensors. ``Sign(0)`` is +1 (Eq. 1), so a sign is always one bit.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -62,34 +64,37 @@ class _WeightSign(torch.autograd.Function):
     """``theta * Sign(w - mu)`` per output row, theta treated as a constant."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor) -> Tensor:
+    def forward(ctx, weight: Tensor, ste: str) -> Tensor:
         centred = weight - weight.mean(dim=1, keepdim=True)
         theta = weight.abs().mean(dim=1, keepdim=True)
-        ctx.save_for_backward(centred.abs() <= 1, theta)
+        ctx.save_for_backward(centred.abs() <= 1, theta if ste == "theta" else None)
         return theta * sign(centred)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         inside, theta = ctx.saved_tensors
-        grad = grad * theta * inside
+        grad = (grad if theta is None else grad * theta) * inside
         # mu depends on every weight of its row: a common shift of a row changes no sign and gets no gradient.
-        return grad - grad.mean(dim=1, keepdim=True)
+        return grad - grad.mean(dim=1, keepdim=True), None
 
 
-def binarize_weight(weight: Tensor) -> Tensor:
+def binarize_weight(weight: Tensor, ste: Literal["theta", "plain"] = "theta") -> Tensor:
     """Binarize a weight matrix per output channel: ``theta * Sign(W - mu)`` (Eq. 4).
 
     ``mu = mean(W)`` and ``theta = ||W||_1 / n`` over each row. Backward: clipped straight-through,
-    ``dW = h - mean(h)`` with ``h = theta * dW_b * [|W - mu| <= 1]``; theta carries no gradient, mu does.
+    ``dW = h - mean(h)`` with ``h = theta * dW_b * [|W - mu| <= 1]``; theta carries no gradient, mu does. With
+    ``ste='plain'`` the factor theta is left out, so that ``dW`` is the gradient of ``clamp(W - mu, -1, 1)``, as in the
+    published code of SI-BiViT, BiBERT, BinaryViT and Bi-ViT, where the formulas do not say it.
 
     Args:
         weight: latent weights ``(out_features, in_features)``.
+        ste: which of the two gradients.
 
     Returns:
         Tensor of the same shape, with the two values ``-theta`` and ``+theta`` in each row.
     """
-    return _WeightSign.apply(weight)
+    return _WeightSign.apply(weight, ste)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

@@ -107,13 +107,20 @@ class WeightSign(WeightQuantizer):
     """Sign of the centred weights times a scale, both per output channel (SI-BiViT, Eq. 4).
 
     Forward ``theta * Sign(W - mu)`` with ``mu = mean(W)`` and ``theta = mean(|W|)`` over each row; backward clipped
-    straight-through with the factor theta; see :func:`mmbivit.binary.functional.binarize_weight`. It has no parameters.
+    straight-through; see :func:`mmbivit.binary.functional.binarize_weight`. It has no parameters.
+
+    Args:
+        ste: ``'theta'`` keeps the factor theta in the gradient, ``'plain'`` leaves it out.
 
     Shape: ``(out_features, in_features)``, unchanged; the weights themselves where ``binarize`` is off.
     """
 
+    def __init__(self, ste: Literal["theta", "plain"] = "theta"):
+        super().__init__()
+        self.ste = ste
+
     def forward(self, weight: Tensor) -> Tensor:
-        return binarize_weight(weight) if self.binarize else weight
+        return binarize_weight(weight, self.ste) if self.binarize else weight
 
     def extra_numbers(self, weight: Tensor) -> int:
         return len(weight)  # theta
@@ -122,3 +129,6 @@ class WeightSign(WeightQuantizer):
         binary = binarize_weight(weight.detach())
         # torch.signbit tells -0.0 from 0.0, which matters where all weights of a row, and so their scale, are 0.
         return ~torch.signbit(binary), binary[:, 0].abs()
+
+    def extra_repr(self) -> str:
+        return f"ste={self.ste!r}"

@@ -25,7 +25,10 @@ class Recipe:
     Args:
         linear: ``'binary'`` for :class:`BinaryLinear` (SI-BiViT, Eq. 3-5), ``'float'`` for :class:`torch.nn.Linear`.
         input_quantizer: makes what binarizes the input of a binary linear layer from its number of features.
-        weight_quantizer: makes what binarizes the weights of a binary linear layer.
+        weight_quantizer: makes what binarizes the weights of a binary linear layer, in place of :class:`WeightSign`
+            with the fields ``weight_*`` below.
+        weight_ste: whether gradients of binary weights have the factor ``'theta'`` of Eq. 4, or not (``'plain'``), as
+            in most published code; see :func:`mmbivit.binary.binarize_weight`.
         qkv: ``'sign'`` binarizes queries, keys and values with an ``input_quantizer`` of their own (Eq. 3), ``'float'``
             leaves them.
         attention: ``'softmax_threshold'`` for probabilities in {0, 1}, ``'softmax'`` for float ones.
@@ -39,7 +42,8 @@ class Recipe:
 
     linear: Literal["binary", "float"] = "binary"
     input_quantizer: Callable[[int], ActivationQuantizer] = RSign
-    weight_quantizer: Callable[[], WeightQuantizer] = WeightSign
+    weight_quantizer: Callable[[], WeightQuantizer] | None = None
+    weight_ste: Literal["theta", "plain"] = "theta"
     qkv: Literal["sign", "float"] = "sign"
     attention: Literal["softmax_threshold", "softmax"] = "softmax_threshold"
     act: Literal["rprelu", "gelu"] = "rprelu"
@@ -50,8 +54,13 @@ class Recipe:
             value = getattr(self, name)
             if get_origin(hint) is Literal:
                 check_choice(f"recipe.{name}", value, get_args(hint))
-            elif not callable(value):
+            elif not (callable(value) or (value is None and name == "weight_quantizer")):
                 raise UserError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
+        if self.weight_quantizer is not None and self.weight_ste != "theta":
+            raise UserError(
+                f"recipe.weight_ste={self.weight_ste!r} is of the weight quantizer that recipe.weight_quantizer "
+                "replaces; give one of the two"
+            )
 
     def build_linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
         """Build a linear layer ``(*, in_features) -> (*, out_features)`` of a block."""
@@ -62,8 +71,12 @@ class Recipe:
             out_features,
             bias=bias,
             input_quantizer=self.input_quantizer(in_features),
-            weight_quantizer=self.weight_quantizer(),
+            weight_quantizer=self.build_weight_quantizer(),
         )
+
+    def build_weight_quantizer(self) -> WeightQuantizer:
+        """Build what binarizes the weights of one layer."""
+        return WeightSign(self.weight_ste) if self.weight_quantizer is None else self.weight_quantizer()
 
     def build_qkv_quantizer(self, num_features: int) -> nn.Module:
         """Build what binarizes the concatenated queries, keys and values ``(*, num_features)``."""

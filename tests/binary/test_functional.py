@@ -48,18 +48,20 @@ def test_sign_ste_without_threshold():
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
 
 
-def test_binarize_weight_matches_equation_4():
+@pytest.mark.parametrize("ste", ["theta", "plain"])
+def test_binarize_weight_matches_equation_4(ste):
     rng = np.random.default_rng(1)
     weight, grad = rng.normal(size=(3, 6)), rng.normal(size=(3, 6))
     weight[1] *= 3  # some weights outside the straight-through window
     tensor = torch.tensor(weight, requires_grad=True)
-    out = binarize_weight(tensor)
+    out = binarize_weight(tensor, ste)
     out.backward(torch.tensor(grad))
     for row in range(3):
         mu = weight[row].mean()
         theta = np.abs(weight[row]).sum() / 6
         np.testing.assert_allclose(out[row].detach().numpy(), theta * numpy_sign(weight[row] - mu), rtol=1e-12)
-        passed = theta * grad[row] * (np.abs(weight[row] - mu) <= 1)
+        factor = theta if ste == "theta" else 1
+        passed = factor * grad[row] * (np.abs(weight[row] - mu) <= 1)
         # mu = sum(W) / n: the derivative of W - mu is the identity minus 1 / n.
         jacobian = np.eye(6) - 1 / 6
         np.testing.assert_allclose(tensor.grad[row].numpy(), passed @ jacobian, atol=1e-12)

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
-from mmbivit.binary import RECIPES, BinaryLinear, Recipe, RPReLU, RSign, get_recipe
+from mmbivit.binary import RECIPES, BinaryLinear, Recipe, RPReLU, RSign, WeightSign, get_recipe
 
 
 def test_recipes_build_what_they_name():
@@ -26,6 +27,15 @@ def test_a_recipe_can_be_changed():
     assert layer.input_quantizer.gamma.shape == (8,)
 
 
+def test_gradients_of_weights_go_with_or_without_theta():
+    layers = [get_recipe(dict(weight_ste=ste)).build_linear(4, 3) for ste in ("theta", "plain")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer in layers:
+        layer.effective_weight().sin().sum().backward()
+    theta = layers[0].weight.detach().abs().mean(dim=1, keepdim=True)
+    torch.testing.assert_close(layers[0].weight.grad, theta * layers[1].weight.grad)
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -33,6 +43,8 @@ def test_a_recipe_can_be_changed():
         (dict(base="x"), "recipe.base='x' is unknown"),
         (dict(normm="ln"), "recipe has no key 'normm'; allowed: base, linear"),
         (dict(norm="gn"), "recipe.norm='gn' is unknown; allowed: 'bn', 'ln'"),
+        (dict(weight_ste="clip"), "recipe.weight_ste='clip' is unknown; allowed: 'theta', 'plain'"),
+        (dict(weight_ste="plain", weight_quantizer=WeightSign), "recipe.weight_ste='plain' is of the weight quantizer"),
         (dict(input_quantizer="rsign"), "recipe.input_quantizer='rsign'; allowed: a class or function"),
     ],
 )
