@@ -59,7 +59,7 @@ class Backbone(StagedModule, BaseModule):
     Args:
         num_stages: how many stages there will be.
         out_indices: stages whose normalised output is returned.
-        stage1: what is binary in training stage 1, ``'activations'`` or ``'weights'``.
+        stage1: what is binary in training stage 1, ``'activations'``, ``'weights'`` or ``'all'``.
         frozen_stages: freeze the patch embedding (0) and the first stages (1, 2, ...); -1 for none.
         norm_eval: keep the running statistics of BatchNorm fixed in training.
         convert_weights: accept the key names of other implementations on load; otherwise only our own.

@@ -10,7 +10,7 @@ from mmbivit.checks import UserError
 
 __all__ = ["STAGE1_MODES", "StagedModule"]
 
-STAGE1_MODES = ("activations", "weights")
+STAGE1_MODES = ("activations", "weights", "all")
 
 
 class StagedModule(nn.Module):
@@ -23,8 +23,10 @@ class StagedModule(nn.Module):
     | SI branch | idle | active |
 
     With ``stage1='weights'`` it is the other way round in stage 1 (the baseline of SI-BiViT 4.1.3): binary weights,
-    float activations. A fresh model is in stage 2. The parameters of both stages exist from the start: optimizer,
-    EMA and checkpoints see one unchanging set of keys.
+    float activations. With ``'all'`` stage 1 is binary and whole, as stage 2 is: only distillation and what the hook
+    resets at the switch tell them apart then, which shows what the float weights of stage 1 are good for. A fresh model
+    is in stage 2. The parameters of both stages exist from the start: optimizer, EMA and checkpoints see one unchanging
+    set of keys.
     """
 
     # An integer buffer is saved, loaded and broadcast like any other; the Python mirror spares a device sync.
@@ -59,14 +61,14 @@ class StagedModule(nn.Module):
         """
         if stage not in (1, 2):
             raise UserError(f"stage={stage!r} is unknown; allowed: 1, 2")
-        binarize = {side: stage == 2 or self.stage1 == side for side in STAGE1_MODES}
+        wanted = 2 if self.stage1 == "all" else stage
         binary_layers = active_branches = 0
         for module in self.modules():
             if isinstance(module, Quantizer):
-                module.binarize = binarize[module.side]
+                module.binarize = wanted == 2 or self.stage1 == module.side
                 binary_layers += module.binarize and module.side == "weights"
             elif (stages := getattr(module, "active_stages", None)) is not None:
-                module.active = stage in stages
+                module.active = wanted in stages
                 active_branches += module.active
         self._stage = stage
         self._stage_tensor().fill_(stage)
@@ -79,7 +81,7 @@ class StagedModule(nn.Module):
 def _refresh_stage(module: StagedModule, incompatible_keys) -> None:
     """Take the stage over from a checkpoint that was just loaded."""
     stage = int(module._stage_tensor())
-    if stage == 1 != module.stage:
+    if stage == 1 != module.stage and module.stage1 != "all":
         float_part = "weights" if module.stage1 == "activations" else "activations"
         print_log(
             f"This {type(module).__name__} comes from training stage 1: its {float_part} are still float and its "

@@ -144,8 +144,8 @@ class BinarySwinTransformer(Backbone):
         recipe: a name of :data:`mmbivit.binary.RECIPES`, or a dict of changes to one.
         spatial_interaction: ``dict(ratio=1.0)`` adds the token-mixing branch with ``n' = ratio * n`` hidden tokens;
             ``None`` switches it off.
-        stage1: what is binary in training stage 1, ``'activations'`` (the method) or ``'weights'`` (the paper's
-            baseline).
+        stage1: what is binary in training stage 1, ``'activations'`` (the method), ``'weights'`` (the paper's
+            baseline) or ``'all'``, spatial interaction included (a control).
         mlp_ratio: hidden width of the MLP over channels; the paper takes 3 with spatial interaction, 4 without.
         pretrain_img_size: image size in pixels that ``use_abs_pos_embed`` is made for; other sizes are interpolated.
         in_channels: channels of the image.

@@ -183,6 +183,14 @@ def test_stage1_weights_is_the_papers_baseline_order():
     assert products.binary == 0
 
 
+def test_stage1_all_is_whole_in_both_stages():
+    model = binary(stage1="all").eval()
+    images = torch.randn(1, 3, 32, 32)
+    counts, outputs = zip(*((model.set_stage(stage), model(images)[0]) for stage in (1, 2)), strict=True)
+    assert counts[0] == counts[1] and min(counts[0]) > 0
+    assert torch.equal(*outputs)
+
+
 def test_loading_a_stage_1_checkpoint_says_so(monkeypatch):
     messages = []
     monkeypatch.setattr("mmbivit.models.stage.print_log", lambda message, **_: messages.append(message))
@@ -277,7 +285,7 @@ def test_named_architectures_have_the_published_sizes():
         (dict(mlp_ratio=1.3), "mlp_ratio=1.3 times 8 channels is 10.4"),
         (dict(spatial_interaction=dict(rate=1)), "spatial_interaction has no key 'rate'; allowed: ratio"),
         (dict(spatial_interaction=dict(ratio=0)), "spatial_interaction.ratio=0; allowed: a number > 0"),
-        (dict(stage1="both"), "stage1='both' is unknown; allowed: 'activations', 'weights'"),
+        (dict(stage1="both"), "stage1='both' is unknown; allowed: 'activations', 'weights', 'all'"),
         (dict(out_indices=(0, 4)), "out_indices[1]=4; allowed: an integer from 0 to 3"),
         (dict(frozen_stages=5), "frozen_stages=5; allowed: an integer from -1 to 4"),
     ],

@@ -23,13 +23,13 @@ def check_runs(seeds: Sequence[int], jobs: int) -> None:
 
 
 def train_once(
-    train_tool: Path, config: str, work_dir: Path, options: Sequence[object], metric: str
+    train_tool: Path, config: str | Path, work_dir: Path, options: Sequence[object], metric: str
 ) -> list[dict[str, float]]:
     """Train a config, unless that is done already, and return its evaluations.
 
     Args:
         train_tool: path of ``tools/train.py``.
-        config: name of a config of ours.
+        config: name of a config of ours, or the path of any.
         work_dir: where the run goes; ``evaluations.json`` in it says that it is done.
         options: further options of the tool.
         metric: what every evaluation has, such as ``accuracy/top1``.
@@ -43,9 +43,8 @@ def train_once(
     done = work_dir / "evaluations.json"
     if not done.is_file():
         work_dir.mkdir(parents=True, exist_ok=True)
-        line = [
-            str(word) for word in (sys.executable, train_tool, config_path(config), "--work-dir", work_dir, *options)
-        ]
+        file = config if isinstance(config, Path) else config_path(config)
+        line = [str(word) for word in (sys.executable, train_tool, file, "--work-dir", work_dir, *options)]
         with open(work_dir / "log.txt", "w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             result = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)

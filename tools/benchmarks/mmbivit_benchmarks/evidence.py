@@ -1,0 +1,243 @@
+"""What helps a binary classifier, on cluttered digits: arms that differ in one thing, over paired seeds.
+
+Every seed has its own float network, from whose weights all of its arms start and which is the teacher where there is
+one; all arms take 28 epochs. An arm that answers several questions is run once.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from mmengine.config import Config
+
+from mmbivit import get_config
+
+from .paired import PairedDifference, compare_pairs
+from .repeated_runs import check_runs, train_once
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ARMS", "QUESTIONS", "Arm", "Question", "arm_config", "draw_differences", "markdown_tables", "run_arms"]
+
+METRIC = "accuracy/top1"
+FLOAT = "classification/digits_swin_float"
+ONE_STAGE = "classification/digits_sibivit_from_float"
+TWO_STAGES = "classification/digits_sibivit"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training.
+
+    Args:
+        label: how tables and the picture call it.
+        base: name of the config that it starts from.
+        changes: what it changes, by dotted key.
+    """
+
+    label: str
+    base: str
+    changes: tuple[tuple[str, object], ...] = ()
+
+
+def _without_si(mlp_ratio: int) -> tuple[tuple[str, object], ...]:
+    return ("model.backbone.spatial_interaction", None), ("model.backbone.mlp_ratio", mlp_ratio)
+
+
+_FROZEN_ALPHA = ("optim_wrapper.paramwise_cfg", dict(custom_keys={"si.alpha": dict(lr_mult=0.0)}))
+_FRESH = ("custom_hooks.0.reset_optimizer", True)
+_PLAIN = ("model.backbone.recipe", dict(weight_ste="plain"))
+
+ARMS = {
+    "si_mlp3": Arm("SI, MLP 3", ONE_STAGE),
+    "no_si_mlp3": Arm("no SI, MLP 3", ONE_STAGE, _without_si(3)),
+    "no_si_mlp4": Arm("no SI, MLP 4", ONE_STAGE, _without_si(4)),
+    "frozen_alpha": Arm("SI with alpha frozen at 0, MLP 3", ONE_STAGE, (_FROZEN_ALPHA,)),
+    "two_cycles": Arm(
+        "single stage, two cycles",
+        TWO_STAGES,
+        (("model.backbone.stage1", "all"), ("custom_hooks.0.teacher", None)),
+    ),
+    "two_stages": Arm("two stages", TWO_STAGES),
+    "two_stages_fresh": Arm("two stages, fresh optimizer", TWO_STAGES, (_FRESH,)),
+    "two_stages_plain": Arm("two stages, plain", TWO_STAGES, (_PLAIN,)),
+    "plain": Arm("single stage, plain", ONE_STAGE, (_PLAIN,)),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and the pairs of arms whose difference answers it."""
+
+    key: str
+    title: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+QUESTIONS = (
+    Question(
+        "E1",
+        "Does spatial interaction help?",
+        (
+            ("si_mlp3", "no_si_mlp3"),
+            ("si_mlp3", "no_si_mlp4"),
+            ("si_mlp3", "frozen_alpha"),
+            ("frozen_alpha", "no_si_mlp3"),
+        ),
+    ),
+    Question(
+        "E2",
+        "Do the two stages help?",
+        (
+            ("two_stages", "si_mlp3"),
+            ("two_stages", "two_cycles"),
+            ("two_stages_fresh", "si_mlp3"),
+            ("two_stages_fresh", "two_cycles"),
+            ("two_stages_plain", "plain"),
+            ("two_stages_fresh", "two_stages"),
+            ("two_stages_plain", "two_stages"),
+            ("two_stages_plain", "two_stages_fresh"),
+            ("plain", "si_mlp3"),
+            ("two_cycles", "si_mlp3"),
+        ),
+    ),
+)
+
+
+def arm_config(arm: Arm, float_checkpoint: Path) -> Config:
+    """Make the config of an arm that starts from a float network, which is the teacher where there is one."""
+    cfg = get_config(arm.base)
+    for key, value in arm.changes:
+        _set(cfg, key, value)
+    cfg.load_from = str(float_checkpoint)
+    for hook in cfg.get("custom_hooks", []):
+        if hook.get("teacher"):
+            hook.teacher.init_cfg.checkpoint = str(float_checkpoint)
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    return cfg
+
+
+def _set(cfg: Config, key: str, value: object) -> None:
+    """Set one value, whole: merging would keep what it replaces, and split keys with dots."""
+    *path, last = key.split(".")
+    node = cfg
+    for name in path:
+        node = node[int(name)] if name.isdecimal() else node[name]
+    node[last] = value
+
+
+def run_arms(
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    train_tool: Path,
+    data: Path,
+    jobs: int,
+    progress: Callable[[str], None] = print,
+) -> dict[str, list[float]]:
+    """Train every arm with every seed, unless that is done already; seed by seed, so that pairs are whole soon.
+
+    Args:
+        arms: names of :data:`ARMS`.
+        seeds: of initialisation, order and augmentation, and of the float network.
+        out: a folder per run, named ``<arm>_seed<n>``.
+        train_tool: path of ``tools/train.py``.
+        data: the digit folders.
+        jobs: runs at a time, one thread each.
+        progress: told of each run that is done.
+
+    Returns:
+        The accuracies after the last epoch in percent, by arm and in the order of the seeds; those of the float
+        networks are under ``float``.
+
+    Raises:
+        RuntimeError: if a run fails; it names the log.
+        ValueError: for an impossible seed, or less than one job.
+    """
+    check_runs(seeds, jobs)
+    start, done, total = time.monotonic(), 0, len(seeds) * (1 + len(arms))
+
+    def train(arm: str, seed: int) -> float:
+        nonlocal done
+        work_dir = out / f"{arm}_seed{seed}"
+        work_dir.mkdir(parents=True, exist_ok=True)
+        if arm == "float":
+            cfg = get_config(FLOAT)
+            cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+        else:
+            teacher = out / f"float_seed{seed}"
+            cfg = arm_config(ARMS[arm], teacher / (teacher / "last_checkpoint").read_text().strip())
+        config = work_dir / "arm.py"
+        cfg.dump(config)
+        new = not (work_dir / "evaluations.json").is_file()
+        accuracy = train_once(train_tool, config, work_dir, ["--data-root", data, "--seed", seed], METRIC)[-1][METRIC]
+        done += 1
+        minutes = (time.monotonic() - start) / 60
+        note = f"{minutes:.0f} minutes" if new else "done before"
+        progress(f"{done}/{total}  {arm}, seed {seed}: {accuracy:.2f} %  ({note})")
+        return accuracy
+
+    with ThreadPoolExecutor(jobs) as pool:
+        floats = list(pool.map(lambda seed: train("float", seed), seeds))
+        work = [(arm, seed) for seed in seeds for arm in arms]
+        accuracies = list(pool.map(lambda job: train(*job), work))
+    results = dict(float=floats)
+    for (arm, _), accuracy in zip(work, accuracies, strict=True):
+        results.setdefault(arm, []).append(accuracy)
+    (out / "results.json").write_text(json.dumps(dict(seeds=list(seeds), accuracies=results), indent=1) + "\n")
+    return results
+
+
+def differences(question: Question, results: dict[str, list[float]]) -> dict[str, PairedDifference]:
+    """Return the paired differences of a question, of the arms that were run."""
+    return {
+        f"{ARMS[first].label} - {ARMS[second].label}": compare_pairs(results[first], results[second])
+        for first, second in question.pairs
+        if first in results and second in results
+    }
+
+
+def markdown_tables(results: dict[str, list[float]]) -> str:
+    """Format the accuracies, and the paired differences of each question, as Markdown."""
+    lines = ["| arm | top-1, % | each seed |", "|---|---|---|"]
+    for key, values in results.items():
+        label = ARMS[key].label if key in ARMS else "float network, the start of all"
+        lines.append(f"| {label} | {mean(values):.2f} | {', '.join(f'{value:.2f}' for value in values)} |")
+    for question in QUESTIONS:
+        if not (found := differences(question, results)):
+            continue
+        lines += ["", f"{question.key}: {question.title}", ""]
+        lines += ["| difference, points | mean | 95 % interval | sign-flip p | each seed |", "|---|---|---|---|---|"]
+        for label, d in found.items():
+            each = ", ".join(f"{value:+.2f}" for value in d.each)
+            lines.append(f"| {label} | {d.mean:+.2f} | {d.low:+.2f} to {d.high:+.2f} | {d.p:.3f} | {each} |")
+    return "\n".join(lines)
+
+
+def draw_differences(results: dict[str, list[float]]) -> "Figure":
+    """Draw the mean, the 95 % interval and each seed of every paired difference."""
+    from matplotlib.figure import Figure
+
+    groups = {question: found for question in QUESTIONS if (found := differences(question, results))}
+    rows = [len(found) for found in groups.values()]
+    figure = Figure(figsize=(8, 1.2 + 0.36 * sum(rows)), layout="constrained")
+    all_axes = figure.subplots(len(groups), sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    for axes, (question, found) in zip(all_axes, groups.items(), strict=True):
+        for row, d in enumerate(found.values()):
+            color = "tab:blue" if d.low > 0 else "tab:red" if d.high < 0 else "0.35"
+            axes.errorbar(d.mean, row, xerr=d.half_width, fmt="o", color=color, capsize=3, zorder=3)
+            axes.plot(d.each, [row] * len(d.each), "|", color="0.6", ms=9)
+        axes.set_yticks(range(len(found)), labels=found)
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.axvline(0, color="0.5", lw=1)
+        axes.set_title(f"{question.key}: {question.title}", loc="left", fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    seeds = len(next(iter(results.values())))
+    all_axes[-1].set_xlabel(f"difference of top-1 in points: mean, 95 % interval and each of {seeds} seeds")
+    return figure
