@@ -1,6 +1,7 @@
-# SI-BiViT Swin-T in Cascade Mask R-CNN, trained in two stages with the float detector's backbone as teacher.
-# 12 epochs = 6 (binary activations, float weights, distillation) + 6 (all binary, spatial interaction); the learning
-# rate is that of the official 1x schedule throughout, so its steps at 8 and 11 both fall into stage 2.
+# SI-BiViT Swin-T in Cascade Mask R-CNN, trained in two stages with the float detector's backbone as teacher. Our own
+# protocol: the paper fine-tunes a binary backbone that was pretrained on ImageNet (..._finetune.py).
+# 12 epochs = 6 (binary activations, float weights, distillation) + 6 (all binary, spatial interaction) with the values
+# of the official Swin; both steps of the learning rate, at 8 and 11, fall into stage 2.
 _base_ = [
     "./_base_/cascade_mask_rcnn_sibivit_swin_t.py",
     "./_base_/coco_instance_ms_crop.py",

@@ -1,5 +1,5 @@
-# The paper's own protocol: a SI-BiViT backbone, pretrained on ImageNet in both stages, is fine-tuned for 12 epochs
-# as it is, fully binary and without a teacher; neck and heads start at random.
+# The paper's own protocol (4.1.2): a SI-BiViT backbone, pretrained on ImageNet in both stages, is fine-tuned for 12
+# epochs with the official Swin's values, as it is, fully binary and without a teacher; neck and heads start at random.
 _base_ = "./cascade_mask_rcnn_sibivit_swin_t.py"
 
 # No pretrained backbone is public. Give yours with tools/train.py --backbone-checkpoint or the variable named here.

@@ -1,10 +1,10 @@
 # The official Swin pipeline, "1x": 12 epochs of 117266 images in batches of 16 (8 GPUs x 2) = 12 x 7330 iterations.
-# Learning rate 1e-4 after a warm-up of 1000 iterations from 1e-7, 1e-5 from epoch 9 on, 1e-6 in epoch 12.
-# Other batch sizes: tools/train.py --auto-scale-lr.
+# Learning rate 1e-4 after a warm-up of 500 iterations from 1e-7, 1e-5 from epoch 9 on, 1e-6 in epoch 12. The official
+# runs compute in float16: tools/train.py --amp. Other batch sizes: --auto-scale-lr.
 _base_ = "mmdet::_base_/schedules/schedule_1x.py"
 
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
 ]
 

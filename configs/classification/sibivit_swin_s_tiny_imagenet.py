@@ -1,8 +1,11 @@
-# Swin-S: 18 blocks instead of 6 in the third stage, in student and teacher.
+# Swin-S: 18 blocks instead of 6 in the third stage, in student and teacher. The float network is trained first:
+# swin_t_tiny_imagenet_float.py --cfg-options model.backbone.arch=small --float-checkpoint
+# timm://swin_small_patch4_window7_224.ms_in1k --work-dir work_dirs/swin_s_tiny_imagenet_float
 _base_ = "./sibivit_swin_t_tiny_imagenet.py"
 
-float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:timm://swin_small_patch4_window7_224.ms_in1k}}"
-model = dict(backbone=dict(arch="small", init_cfg=dict(checkpoint=float_checkpoint)))
+float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:work_dirs/swin_s_tiny_imagenet_float/epoch_300.pth}}"
+load_from = float_checkpoint
+model = dict(backbone=dict(arch="small"))
 custom_hooks = _base_.custom_hooks
 custom_hooks[0].teacher.arch = "small"
 custom_hooks[0].teacher.init_cfg.checkpoint = float_checkpoint

@@ -24,5 +24,7 @@ custom_hooks = [
             init_cfg=dict(type="Pretrained", checkpoint=float_checkpoint),
         ),
         distill_weight=1.0,
+        reset_lr=True,
+        reset_optimizer=True,
     )
 ]

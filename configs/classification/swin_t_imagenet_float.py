@@ -8,6 +8,5 @@ custom_hooks = []
 find_unused_parameters = False
 model = dict(backbone=dict(recipe="float", spatial_interaction=None, mlp_ratio=4))
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].periods = [_base_.max_epochs - _base_.warm_up_epochs]
-param_scheduler[1].restart_weights = [1]
+param_scheduler = _base_.param_scheduler[:2]
+param_scheduler[1].end = _base_.max_epochs

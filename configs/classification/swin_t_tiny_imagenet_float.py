@@ -1,11 +1,13 @@
 # The float Swin-T on Tiny-ImageNet, from ImageNet's float backbone: one cosine over all 300 epochs and the weight decay
-# of DeiT and Swin, since SI-BiViT's is for binary networks.
+# of DeiT and Swin, since SI-BiViT's is for binary networks. It is the teacher of sibivit_swin_t_tiny_imagenet.py.
 _base_ = "./sibivit_swin_t_tiny_imagenet.py"
 
+float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:timm://swin_tiny_patch4_window7_224.ms_in1k}}"
+load_from = None
 custom_hooks = []
 find_unused_parameters = False
-model = dict(backbone=dict(recipe="float", spatial_interaction=None, mlp_ratio=4))
+pretrained = dict(type="Pretrained", checkpoint=float_checkpoint)
+model = dict(backbone=dict(recipe="float", spatial_interaction=None, mlp_ratio=4, init_cfg=pretrained))
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].periods = [_base_.max_epochs - _base_.warm_up_epochs]
-param_scheduler[1].restart_weights = [1]
+param_scheduler = _base_.param_scheduler[:2]
+param_scheduler[1].end = _base_.max_epochs

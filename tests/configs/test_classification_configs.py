@@ -20,7 +20,8 @@ TINY_ARCH = dict(embed_dims=12, depths=(2, 2, 2, 2), num_heads=(1, 2, 3, 6))
 
 
 def learning_rates(cfg: Config, epoch_length: int) -> list[float]:
-    """The rate of every iteration, by MMEngine's own schedulers."""
+    """The rate of every iteration, by MMEngine's own schedulers and the reset of DecoupledTrainingHook."""
+    switches = [hook.switch_epoch * epoch_length for hook in cfg.custom_hooks if hook.get("reset_lr")]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
     schedulers = []
     for entry in cfg.param_scheduler:
@@ -30,9 +31,11 @@ def learning_rates(cfg: Config, epoch_length: int) -> list[float]:
         cls = PARAM_SCHEDULERS.get(name)
         schedulers.append(cls.build_iter_from_epoch(optimizer=optimizer, epoch_length=epoch_length, **options))
     rates = []
-    for _ in range(cfg.train_cfg.max_epochs * epoch_length):
+    for iteration in range(cfg.train_cfg.max_epochs * epoch_length):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
+        if iteration + 1 in switches:
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["initial_lr"]
         for scheduler in schedulers:
             scheduler.step()
     return rates
@@ -59,7 +62,7 @@ def test_optimizer_and_epochs(name):
 
 
 @pytest.mark.parametrize("name", TWO_STAGE)
-def test_rate_warms_up_for_5_epochs_and_restarts_at_the_switch(name):
+def test_stage_2_begins_as_a_run_of_its_own_with_warm_up_and_cosine(name):
     cfg = load(name)
     per_epoch = 4
     rates = learning_rates(cfg, per_epoch)
@@ -67,14 +70,14 @@ def test_rate_warms_up_for_5_epochs_and_restarts_at_the_switch(name):
     def cosine(share: float) -> float:
         return 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * share)) / 2
 
-    assert cfg.custom_hooks[0].switch_epoch == 150
-    assert rates[0] == pytest.approx(1e-6)
-    assert rates[5 * per_epoch] == pytest.approx(1e-3)
-    assert rates[77 * per_epoch + 2] == pytest.approx(cosine((77.5 - 5) / 145))
-    assert rates[150 * per_epoch - 1] < 1.01e-5
-    assert rates[150 * per_epoch] == pytest.approx(1e-3)
-    assert rates[225 * per_epoch] == pytest.approx(cosine(0.5))
-    assert rates[-1] < 1.01e-5
+    (hook,) = cfg.custom_hooks
+    assert (hook.switch_epoch, hook.reset_lr, hook.reset_optimizer) == (150, True, True)
+    stages = rates[: 150 * per_epoch], rates[150 * per_epoch :]
+    for stage in stages:
+        assert stage[0] == pytest.approx(1e-6)
+        assert stage[5 * per_epoch] == pytest.approx(1e-3)
+        assert stage[77 * per_epoch + 2] == pytest.approx(cosine((77.5 - 5) / 145))
+        assert stage[-1] < 1.01e-5
 
 
 def test_float_rate_falls_once():
@@ -124,7 +127,15 @@ def test_the_default_teacher_is_a_swin_that_timm_has(name, monkeypatch):
     import timm
 
     monkeypatch.delenv("MMBIVIT_FLOAT_CHECKPOINT", raising=False)
-    file = load(name).float_checkpoint
+    cfg = load(name)
+    if "tiny_imagenet" in name:  # a network of Tiny-ImageNet, which is trained first
+        assert (
+            cfg.load_from == f"work_dirs/{'swin_s' if 'swin_s' in name else 'swin_t'}_tiny_imagenet_float/epoch_300.pth"
+        )
+        cfg = load("classification/swin_t_tiny_imagenet_float.py")
+        assert cfg.load_from is None and cfg.model.backbone.init_cfg.checkpoint == cfg.float_checkpoint
+        name = "swin_t"
+    file = cfg.float_checkpoint
 
     assert file.startswith("timm://")
     assert file.removeprefix("timm://") in timm.list_pretrained()
@@ -136,6 +147,7 @@ def test_the_papers_baseline_order_has_no_teacher(name):
     cfg = load(name)
 
     assert cfg.model.backbone.stage1 == "weights"
+    assert (cfg.model.backbone.spatial_interaction, cfg.model.backbone.mlp_ratio) == (None, 4)
     assert (cfg.custom_hooks[0].teacher, cfg.load_from, cfg.model.backbone.get("init_cfg")) == (None, None, None)
 
 

@@ -92,7 +92,8 @@ def test_schedule_is_the_official_1x(name):
     assert "momentum" not in optimizer
     assert cfg.train_cfg.max_epochs == 12
     warm_up, steps = cfg.param_scheduler
-    assert (warm_up.type, warm_up.start_factor, warm_up.end, warm_up.by_epoch) == ("LinearLR", 0.001, 1000, False)
+    end = 1000 if "mmdet" in name else 500
+    assert (warm_up.type, warm_up.start_factor, warm_up.end, warm_up.by_epoch) == ("LinearLR", 0.001, end, False)
     assert (steps.milestones, steps.gamma) == ([8, 11], 0.1)
     # The comment says 12 x 7330 iterations; COCO's train2017 has 117266 images with annotations.
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
@@ -101,10 +102,28 @@ def test_schedule_is_the_official_1x(name):
 
 @pytest.mark.parametrize("name", [name for name in COCO if "retinanet" not in name])
 def test_training_pipeline_is_that_of_mmdets_swin(name):
-    reference = Config.fromfile(mmdet_configs() / "swin" / "mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py")
+    crop = "1x" if "mmdet" in name else "ms-crop-3x"
+    reference = Config.fromfile(mmdet_configs() / "swin" / f"mask-rcnn_swin-t-p4-w7_fpn_{crop}_coco.py")
 
     ours = load(name).train_dataloader.dataset.pipeline
     assert without_scope(ours) == without_scope(reference.train_dataloader.dataset.pipeline)
+
+
+# Of the official Swin's configs mask_rcnn_swin_tiny_..._adamw_1x, cascade_mask_rcnn_swin_tiny_..._1x and _small_..._3x.
+OFFICIAL_DROP_PATH = {"mask_rcnn_sibivit_swin_t": 0.1, "cascade_mask_rcnn_sibivit_swin_t": 0.0}
+
+
+@pytest.mark.parametrize("name", [name for name in COCO if "retinanet" not in name])
+def test_drop_path_is_that_of_the_source(name):
+    if "mmdet" in name:
+        reference = Config.fromfile(mmdet_configs() / "swin" / "mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py")
+        expected = reference.model.backbone.drop_path_rate
+        ours, theirs = load(name).param_scheduler, reference.param_scheduler
+        assert without_scope(ours) == without_scope(theirs)
+    else:
+        stem = name.removesuffix(".py").removesuffix("_no_si").removesuffix("_finetune")
+        expected = OFFICIAL_DROP_PATH.get(stem, 0.2)
+    assert load(name).model.backbone.drop_path_rate == expected
 
 
 @pytest.mark.parametrize("name", TWO_STAGE)
