@@ -1,6 +1,6 @@
 """Gradient conflict: does distillation pull the spatial interaction branch where the task pulls it?"""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.checks import UserError
-from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.distill import BlockMSELoss, Distiller, DistillTerm
 from mmbivit.engine.decoupled_training_hook import find_staged_backbone
 from mmbivit.models.backbone import find_blocks
 from mmbivit.models.mlp import SpatialInteraction
@@ -98,8 +98,7 @@ def gradient_conflict(
     model: nn.Module,
     teacher: nn.Module,
     batches: Iterable[Mapping[str, Any]],
-    distill_loss: nn.Module | None = None,
-    distill_weight: float = 1.0,
+    terms: Sequence[DistillTerm] = (DistillTerm(BlockMSELoss()),),
 ) -> GradientConflict:
     """Measure how far distillation would pull the spatial interaction branches against the task (SI-BiViT 3.3.2).
 
@@ -112,11 +111,9 @@ def gradient_conflict(
 
     Args:
         model: detector or classifier, called as ``model(**batch, mode='loss')``.
-        teacher: float backbone with the same blocks; it is put into evaluation mode and frozen.
+        teacher: float backbone with the same blocks, or a classifier with one; it is frozen, in evaluation mode.
         batches: normalised batches, at least one.
-        distill_loss: module called with the blocks' outputs of student and teacher,
-            :class:`mmbivit.distill.BlockMSELoss` by default.
-        distill_weight: factor of the distillation loss, and so of all results.
+        terms: the distillation losses; their weights are factors of all results.
 
     Raises:
         ValueError: if the model has no branch that gets a gradient, is in stage 1, or does not fit the teacher; and if
@@ -124,7 +121,7 @@ def gradient_conflict(
     """
     backbone = find_staged_backbone(model)
     weights = _branch_weights(backbone)
-    distiller = BlockDistiller(model, backbone, teacher, distill_loss or BlockMSELoss(), distill_weight)
+    distiller = Distiller(model, backbone, teacher, terms)
     try:
         with unchanged(model, training=True):
             splits = [_split_gradients(model, batch, list(weights.values())) for batch in batches]
@@ -176,7 +173,7 @@ def _split_gradients(
 ) -> list[tuple[float, float]]:
     """Return ``g+`` and ``g-`` of each weight for a batch; a weight that a loss does not reach has gradient 0."""
     losses = model(**batch, mode="loss")
-    distill_loss = losses.pop("loss_distill")
+    distill_loss = sum(losses.pop(key) for key in [*losses] if key.startswith("loss_distill"))
     task_loss, _ = model.parse_losses(losses)
     distill = torch.autograd.grad(distill_loss, weights, retain_graph=True, materialize_grads=True)
     task = torch.autograd.grad(task_loss, weights, materialize_grads=True)

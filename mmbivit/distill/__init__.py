@@ -1,6 +1,6 @@
-"""Distillation of a float teacher's block outputs."""
+"""Distillation of a float teacher: what is compared (taps), losses, and how they enter a model's own losses."""
 
-from .distiller import BlockDistiller
-from .losses import BlockMSELoss
+from .distiller import Distiller, DistillTerm
+from .losses import BlockMSELoss, SoftCrossEntropyLoss
 
-__all__ = ["BlockDistiller", "BlockMSELoss"]
+__all__ = ["BlockMSELoss", "DistillTerm", "Distiller", "SoftCrossEntropyLoss"]

@@ -1,75 +1,109 @@
-"""Adds a distillation loss to a model's own losses, from outside the model."""
+"""Adds distillation losses to a model's own losses, from outside the model."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmbivit.checks import UserError
-from mmbivit.models.backbone import find_blocks
 from mmbivit.models.observation import observed
 
-__all__ = ["BlockDistiller"]
+from .taps import TAPS
+
+__all__ = ["DistillTerm", "Distiller"]
 
 
-class BlockDistiller:
-    """Adds ``loss_distill`` to the losses of a model by forward hooks; :meth:`remove` leaves no trace.
+@dataclass(frozen=True)
+class DistillTerm:
+    """One distillation loss.
 
-    The term is computed inside the model's forward, so autocast, gradient accumulation and DDP treat it like any
+    Args:
+        loss: the module, see :mod:`mmbivit.distill.losses`.
+        weight: its factor.
+        stages: the training stages in which it is added.
+    """
+
+    loss: nn.Module
+    weight: float = 1.0
+    stages: tuple[int, ...] = (1,)
+
+    @property
+    def tap(self) -> str:
+        """What is compared, a name of :data:`mmbivit.distill.taps.TAPS`."""
+        return getattr(self.loss, "tap", "blocks")
+
+    @property
+    def log_name(self) -> str:
+        """What the log calls it."""
+        return getattr(self.loss, "log_name", "loss_distill")
+
+
+class Distiller:
+    """Adds distillation terms to the losses of a model by forward hooks; :meth:`remove` leaves no trace.
+
+    The terms are computed inside the model's forward, so autocast, gradient accumulation and DDP treat them like any
     other loss. The teacher stays outside the module tree: no optimizer, EMA or checkpoint sees it.
 
     Args:
         model: the unwrapped model, called as ``model(inputs, data_samples, mode='loss')``.
         student: its backbone. Blocks without trainable parameters are left out.
-        teacher: float backbone with the same blocks; it is frozen here.
-        loss: module called with the features of student and teacher, by block name.
-        weight: factor of the term.
+        teacher: float backbone with the same blocks, or a classifier with one; it is frozen here.
+        terms: what is added.
+        task_weight: factor of the model's own losses.
 
     Raises:
-        ValueError: if the teacher's blocks do not match the student's.
+        ValueError: if the teacher does not match the student.
     """
 
-    def __init__(self, model: nn.Module, student: nn.Module, teacher: nn.Module, loss: nn.Module, weight: float):
-        check_blocks_match(student, teacher)
-        blocks = {
-            name: block.module
-            for name, block in find_blocks(student).items()
-            if any(parameter.requires_grad for parameter in block.module.parameters())
-        }
+    def __init__(
+        self,
+        model: nn.Module,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: Sequence[DistillTerm],
+        task_weight: float = 1.0,
+    ):
+        modules, teacher_modules = {}, {}
+        for tap in {term.tap: None for term in terms}:
+            for found, all_found in zip(TAPS[tap](model, student, teacher), (modules, teacher_modules), strict=True):
+                all_found.update({(tap, name): module for name, module in found.items()})
         teacher.eval()  # not chained: mmdet's Swin returns None
         teacher.requires_grad_(False)
-        found = find_blocks(teacher)
-        teacher_blocks = {name: found[name].module for name in blocks}
-        outputs: dict[str, Tensor] = {}
+        outputs: dict[tuple[str, str], Tensor] = {}
         watching = ExitStack()
 
         def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
             watching.close()  # open still where the last forward failed
             outputs.clear()
             if _mode(args, kwargs) == "loss":
-                watching.enter_context(observed(blocks, lambda name, _, output: outputs.update({name: output})))
+                watching.enter_context(observed(modules, lambda key, _, output: outputs.update({key: output})))
 
-        def add_loss(module: nn.Module, args: tuple, kwargs: dict, output: dict[str, Tensor]) -> None:
+        def add_losses(module: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Any]) -> None:
             if _mode(args, kwargs) != "loss":
                 return
             watching.close()
             features = dict(outputs)
             outputs.clear()  # nothing here may hold their graph
-            for name in blocks:
-                if name not in features or not features[name].requires_grad:
+            for tap, name in modules:
+                if (tap, name) not in features or not features[tap, name].requires_grad:
                     raise RuntimeError(
                         f"the output of {name} has no gradient, so it cannot be distilled: does the block use "
                         "reentrant checkpointing, or was the backbone run under no_grad?"
                     )
-            targets: dict[str, Tensor] = {}
-            keep = observed(teacher_blocks, lambda name, _, output: targets.update({name: output}))
+            targets: dict[tuple[str, str], Tensor] = {}
+            keep = observed(teacher_modules, lambda key, _, output: targets.update({key: output}))
             with torch.no_grad(), keep:
                 teacher(kwargs["inputs"] if "inputs" in kwargs else args[0])
-            output["loss_distill"] = weight * loss(features, targets)
+            if task_weight != 1:
+                losses.update({key: _scaled(loss, task_weight) for key, loss in losses.items() if "loss" in key})
+            for term in terms:
+                losses[term.log_name] = term.weight * term.loss(_of(term.tap, features), _of(term.tap, targets))
 
         self._handles = [
             model.register_forward_pre_hook(start, with_kwargs=True),
-            model.register_forward_hook(add_loss, with_kwargs=True),
+            model.register_forward_hook(add_losses, with_kwargs=True),
         ]
         self._watching = watching
 
@@ -81,28 +115,13 @@ class BlockDistiller:
         self._handles = []
 
 
-def check_blocks_match(student: nn.Module, teacher: nn.Module) -> None:
-    """Check that two backbones have the same blocks with the same channels.
+def _of(tap: str, outputs: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:
+    return {name: output for (other, name), output in outputs.items() if other == tap}
 
-    Raises:
-        ValueError: naming what differs.
-    """
-    widths = []
-    for backbone in (student, teacher):
-        widths.append({name: block.channels for name, block in find_blocks(backbone).items()})
-        if not widths[-1]:
-            raise UserError(f"{type(backbone).__name__} has no blocks that are known, so there is nothing to distil")
-    if widths[0] == widths[1]:
-        return
-    names = sorted(widths[0].keys() | widths[1].keys())
-    differing = [name for name in names if widths[0].get(name) != widths[1].get(name)]
-    name = differing[0]
-    student_width, teacher_width = (width.get(name, "no such block") for width in widths)
-    raise UserError(
-        f"the teacher's blocks do not match the student's in {len(differing)} places, first {name}: channels of the "
-        f"student {student_width}, of the teacher {teacher_width}; give the teacher the student's arch "
-        "(embed_dims and depths)"
-    )
+
+def _scaled(loss: Any, factor: float) -> Any:
+    """Scale a loss, or a list of them, as heads of several levels return."""
+    return [_scaled(part, factor) for part in loss] if isinstance(loss, (list, tuple)) else factor * loss
 
 
 def _mode(args: tuple, kwargs: dict) -> str:

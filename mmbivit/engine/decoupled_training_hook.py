@@ -10,15 +10,15 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
-from mmbivit.checks import UserError, check_flag, check_integer, check_keys, check_number
-from mmbivit.distill import BlockDistiller, BlockMSELoss
-from mmbivit.models.backbone import find_blocks
+from mmbivit.checks import UserError, check_flag, check_integer, check_integers, check_keys, check_number
+from mmbivit.distill import Distiller, DistillTerm
+from mmbivit.models import ImageClassifier, find_blocks
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
 
 from .unwrapping import optim_wrappers, unwrapped_model
 
-__all__ = ["DecoupledTrainingHook", "build_teacher", "find_staged_backbone"]
+__all__ = ["DecoupledTrainingHook", "build_teacher", "build_terms", "find_staged_backbone"]
 
 
 def find_staged_backbone(model: nn.Module) -> StagedModule:
@@ -42,16 +42,20 @@ class DecoupledTrainingHook(Hook):
 
     Stage 1: binary activations, float weights, the SI branch idle; the block outputs of a float teacher are distilled
     (Eq. 9) and logged as ``loss_distill``. Stage 2: binary weights, the SI branch active, task loss only; teacher and
-    distillation are gone. The stage follows from the current epoch or iteration alone, so a resumed run is in the
-    right one. A copy of the model kept by EMA is switched along.
+    distillation are gone, unless a distillation loss names stage 2. The stage follows from the current epoch or
+    iteration alone, so a resumed run is in the right one. A copy of the model kept by EMA is switched along.
 
     Args:
         switch_epoch: first epoch of stage 2, in ``[1, max_epochs)``; needs an epoch-based loop.
         switch_iter: first iteration of stage 2, in ``[1, max_iters)``; for any loop. Give exactly one of the two.
         teacher: config of the float backbone, with ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``;
-            its blocks must match the student's. ``None`` trains stage 1 without distillation.
-        distill_weight: factor of the distillation loss.
-        distill_loss: config of the loss, :class:`mmbivit.distill.BlockMSELoss` by default.
+            its blocks must match the student's. To distil logits, of a ``mmbivit.ImageClassifier`` with such a
+            backbone. ``None`` trains stage 1 without distillation.
+        distill_weight: factor of all distillation losses.
+        distill_loss: config of the loss, :class:`mmbivit.distill.BlockMSELoss` by default; or a list of several. Each
+            may have a ``weight``, 1 by default, and ``stages``, in which it is added, ``(1,)`` by default.
+        task_weight: factor of the model's own losses where something is distilled; a pair gives that of each stage.
+            The published code of SI-BiViT has 0.05 in stage 2.
         reset_lr: set the learning rates back to their initial values before the first iteration of stage 2.
             Schedulers that begin at the switch start from there; MMEngine's multiply what they find.
         reset_optimizer: forget at the switch what the optimizer remembers of gradients. Those of float weights are
@@ -70,7 +74,8 @@ class DecoupledTrainingHook(Hook):
         switch_iter: int | None = None,
         teacher: dict | None = None,
         distill_weight: float = 1.0,
-        distill_loss: dict | None = None,
+        distill_loss: dict | list[dict] | None = None,
+        task_weight: float | tuple[float, float] = 1.0,
         reset_lr: bool = False,
         reset_optimizer: bool = False,
     ):
@@ -83,16 +88,15 @@ class DecoupledTrainingHook(Hook):
         check_flag("reset_optimizer", reset_optimizer)
         if teacher is not None:
             _check_teacher(teacher)
-        if distill_loss is not None and not (isinstance(distill_loss, dict) and "type" in distill_loss):
-            raise UserError(f"distill_loss={distill_loss!r}; allowed: dict(type='mmbivit.BlockMSELoss', ...) or None")
+        self.task_weights = _check_task_weight(task_weight)
         self.switch_epoch = switch_epoch
         self.switch_iter = switch_iter
         self.teacher_cfg = copy.deepcopy(teacher)
-        self.distill_weight = distill_weight
-        self.distill_loss = ROOT_MODELS.build(distill_loss) if distill_loss else BlockMSELoss()
+        self.terms = build_terms(distill_loss, distill_weight)
         self.reset_lr = reset_lr
         self.reset_optimizer = reset_optimizer
-        self._distiller: BlockDistiller | None = None
+        self._teacher: nn.Module | None = None
+        self._distiller: Distiller | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Check the settings, then bring model and distillation into the stage where training starts or resumes."""
@@ -170,17 +174,15 @@ class DecoupledTrainingHook(Hook):
         for hook in runner.hooks:
             if isinstance(ema_model := getattr(hook, "ema_model", None), nn.Module):
                 find_staged_backbone(ema_model).set_stage(stage)
-        teacher_freed = ""
-        if stage == 1:
-            self._start_distillation(runner)
-        elif self._distiller is not None:
-            self._stop_distillation()
-            teacher_freed = ", teacher freed"
-        if stage == 2:
-            # MMEngine would go on logging the last value, also after a resume.
-            hub = runner.message_hub
-            hub.log_scalars.pop("train/loss_distill", None)
-            hub._resumed_keys.pop("train/loss_distill", None)  # else a resumed run warns that it is missing
+        taught = self._teacher is not None
+        self._start_distillation(runner, stage)
+        teacher_freed = ", teacher freed" if taught and self._teacher is None else ""
+        for term in self.terms:
+            if stage not in term.stages:
+                # MMEngine would go on logging the last value, also after a resume.
+                hub, key = runner.message_hub, f"train/{term.log_name}"
+                hub.log_scalars.pop(key, None)
+                hub._resumed_keys.pop(key, None)  # else a resumed run warns that it is missing
         if stage == 2 and before == 1:
             # An accumulation that the switch cuts has gathered gradients of another network.
             for wrapper in optim_wrappers(runner).values():
@@ -192,19 +194,59 @@ class DecoupledTrainingHook(Hook):
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
             )
 
-    def _start_distillation(self, runner: Runner) -> None:
+    def _start_distillation(self, runner: Runner, stage: int) -> None:
+        """Distil what a stage distils, which may be nothing: then the teacher goes."""
+        teacher = self._teacher
         self._stop_distillation()
-        if self.teacher_cfg is None:
+        terms = [term for term in self.terms if stage in term.stages]
+        if self.teacher_cfg is None or not terms:
             return
-        teacher = build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
-        self._distiller = BlockDistiller(
-            unwrapped_model(runner), self._backbone, teacher, self.distill_loss, self.distill_weight
+        if teacher is None:
+            teacher = build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
+        self._teacher = teacher
+        self._distiller = Distiller(
+            unwrapped_model(runner), self._backbone, teacher, terms, self.task_weights[stage - 1]
         )
 
     def _stop_distillation(self) -> None:
         if self._distiller is not None:
             self._distiller.remove()
-            self._distiller = None
+        self._distiller = self._teacher = None
+
+
+def build_terms(distill_loss: dict | list[dict] | None, distill_weight: float) -> list[DistillTerm]:
+    """Build the distillation losses of a hook's config.
+
+    Raises:
+        ValueError: if one is no config of a loss, a weight or a stage is impossible, or two have one name in the log.
+    """
+    default = dict(type="mmbivit.BlockMSELoss") if distill_loss is None else distill_loss
+    configs = default if isinstance(default, (list, tuple)) else [default]
+    terms = []
+    for config in configs:
+        if not isinstance(config, dict) or "type" not in config:
+            raise UserError(
+                f"distill_loss={distill_loss!r}; allowed: dict(type='mmbivit.BlockMSELoss', ...), or a list of such"
+            )
+        options = dict(config)
+        weight, stages = options.pop("weight", 1.0), options.pop("stages", (1,))
+        check_number("distill_loss.weight", weight, 0, 1e6)
+        check_integers("distill_loss.stages", stages, 1, 2)
+        terms.append(DistillTerm(ROOT_MODELS.build(options), distill_weight * weight, tuple(stages)))
+    names = [term.log_name for term in terms]
+    if len(set(names)) < len(names):
+        raise UserError(f"distill_loss has losses that the log calls the same: {', '.join(names)}")
+    return terms
+
+
+def _check_task_weight(task_weight: float | tuple[float, float]) -> tuple[float, float]:
+    """Return the weights of both stages."""
+    both = task_weight if isinstance(task_weight, (list, tuple)) else (task_weight, task_weight)
+    if len(both) != 2:
+        raise UserError(f"task_weight={task_weight!r}; allowed: a number, or two, for stage 1 and stage 2")
+    for weight in both:
+        check_number("task_weight", weight, 0, 1e6)
+    return tuple(both)
 
 
 def _check_teacher(teacher: dict) -> None:
@@ -222,21 +264,25 @@ def build_teacher(cfg: dict) -> nn.Module:
     """Build a teacher, and load its weights through our own loader for any class of backbone.
 
     Args:
-        cfg: config of the backbone, with ``init_cfg`` that names its checkpoint.
+        cfg: config of the backbone, or of a classifier, with ``init_cfg`` that names its checkpoint.
 
     Raises:
         FileNotFoundError: if the checkpoint does not exist.
-        ValueError: if it lacks weights of the teacher's blocks.
+        ValueError: if it lacks weights of the teacher's blocks, or of its head.
     """
     cfg = copy.deepcopy(cfg)
     init_cfg = cfg.pop("init_cfg")
     teacher = ROOT_MODELS.build(cfg)
     checkpoint = load_checkpoint_file(init_cfg["checkpoint"])
-    missing, _ = load_pretrained(teacher, checkpoint, prefix=init_cfg.get("prefix"))
-    blocks = tuple(f"{name}." for name in find_blocks(teacher))
+    backbone, prefix = teacher, init_cfg.get("prefix")
+    if isinstance(teacher, ImageClassifier):
+        backbone, prefix = teacher.backbone, prefix or ""
+    missing, _ = load_pretrained(teacher, checkpoint, prefix=prefix)
+    inside = "" if backbone is teacher else "backbone."
+    blocks = ("head.", *(f"{inside}{name}." for name in find_blocks(backbone)))
     if missing := [key for key in missing if key.startswith(blocks) and not key.endswith("relative_position_index")]:
         raise UserError(
             f"teacher.init_cfg.checkpoint={init_cfg['checkpoint']} lacks {len(missing)} tensors of the teacher's "
-            f"blocks, first {missing[0]}: is it a {cfg['type']} with the same arch?"
+            f"blocks or head, first {missing[0]}: is it a {cfg['type']} with the same arch?"
         )
     return teacher

@@ -1,6 +1,6 @@
 """Looking at modules while a network runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["observed"]
 
 
 @contextmanager
-def observed(modules: Mapping[str, nn.Module], see: Callable[[str, tuple, Any], Any]) -> Iterator[None]:
+def observed(modules: Mapping[Hashable, nn.Module], see: Callable[[Any, tuple, Any], Any]) -> Iterator[None]:
     """Call ``see(name, arguments, output)`` whenever one of the modules has run; nothing is left on them afterwards.
 
     Args:
@@ -19,7 +19,7 @@ def observed(modules: Mapping[str, nn.Module], see: Callable[[str, tuple, Any], 
             the place of the output.
     """
 
-    def hook(name: str) -> Callable:
+    def hook(name: Hashable) -> Callable:
         return lambda module, args, output: see(name, args, output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]

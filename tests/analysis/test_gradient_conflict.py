@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmbivit.analysis.gradient_conflict import ConflictRow, GradientConflict, gradient_conflict, split_gradient
-from mmbivit.distill import BlockMSELoss
+from mmbivit.distill import BlockMSELoss, DistillTerm
 from mmbivit.models import BinarySwinTransformer
 from tests.engine.toy import ARCH, ToyData, ToyModel
 
@@ -89,7 +89,7 @@ def distance(model, teacher, images):
 
 def test_equals_two_backward_passes():
     model, teacher, batches = make_model(TwoLosses), make_teacher(), make_batches()
-    conflict = gradient_conflict(model, teacher, iter(batches), BlockMSELoss(normalize=True), 3.0)
+    conflict = gradient_conflict(model, teacher, iter(batches), [DistillTerm(BlockMSELoss(normalize=True), 3.0)])
     expected = torch.zeros(6, 2)
     for batch in batches:
         task = gradients_by_backward(model, lambda m, b=batch: m.task_loss(m(**b, mode="loss")))
@@ -110,7 +110,7 @@ def test_equals_two_backward_passes():
 def test_the_default_is_the_plain_distance():
     model, teacher, batches = make_model(), make_teacher(), make_batches()
     once = gradient_conflict(model, teacher, batches)
-    assert once == gradient_conflict(model, teacher, batches, BlockMSELoss(normalize=False), 1.0)
+    assert once == gradient_conflict(model, teacher, batches, [DistillTerm(BlockMSELoss(normalize=False), 1.0)])
 
 
 def test_agrees_with_itself_if_the_task_is_distillation():
@@ -212,6 +212,6 @@ def test_impossible_settings_are_refused_in_one_line():
     with pytest.raises(ValueError, match="there is no batch"):
         gradient_conflict(model, make_teacher(), [])
     with pytest.raises(ValueError, match="is 0 in all .* weights: is distill_weight 0"):
-        gradient_conflict(model, make_teacher(), batches, distill_weight=0.0)
+        gradient_conflict(model, make_teacher(), batches, [DistillTerm(BlockMSELoss(), 0.0)])
     with pytest.raises(ValueError, match="the teacher's blocks do not match"):
         gradient_conflict(model, make_teacher(arch=dict(ARCH, depths=(1, 1))), batches)

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 
 from mmbivit.apis import train, train_config
 from mmbivit.checkpoints import load_checkpoint_file
-from mmbivit.engine.decoupled_training_hook import find_staged_backbone
+from mmbivit.engine.decoupled_training_hook import build_teacher, find_staged_backbone
 from tests.tiny import CLASSES
 
 PLAIN = {"model.data_preprocessor.mixup": None, "model.data_preprocessor.random_erasing": None}
@@ -60,6 +60,28 @@ def test_both_stages_with_a_teacher(config, float_classifier, tmp_path):
     # It started from the float classifier: six steps of at most about the learning rate later, the head is still near.
     head = load(float_classifier)["state_dict"]["head.weight"]
     assert (model.head.weight - head).abs().max() < 6 * 1.1e-2
+
+
+def test_logits_of_a_float_classifier_are_distilled_in_both_stages(config, float_classifier, tmp_path):
+    cfg = config(cfg_options=PLAIN)
+    (hook,) = [hook for hook in cfg.custom_hooks if "teacher" in hook]
+    backbone = {key: value for key, value in hook.teacher.items() if key != "init_cfg"}
+    hook.teacher = dict(
+        type="mmbivit.ImageClassifier", num_classes=len(CLASSES), backbone=backbone, init_cfg=hook.teacher.init_cfg
+    )
+    hook.distill_loss = [dict(type="mmbivit.BlockMSELoss"), dict(type="mmbivit.SoftCrossEntropyLoss", stages=(1, 2))]
+    train(cfg)
+
+    (scalars,) = tmp_path.glob("run/*/vis_data/scalars.json")
+    steps = [line for line in map(json.loads, scalars.read_text().splitlines()) if "loss" in line]
+    assert ["loss_distill" in step for step in steps] == [True] * 3 + [False] * 3
+    assert all(step["loss_distill_logits"] > 0 for step in steps)
+
+    headless = {k: v for k, v in load(float_classifier)["state_dict"].items() if not k.startswith("head.")}
+    torch.save(dict(state_dict=headless), tmp_path / "headless.pth")
+    hook.teacher.init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "headless.pth"))
+    with pytest.raises(ValueError, match="lacks 2 tensors of the teacher's blocks or head, first head.weight"):
+        build_teacher(hook.teacher)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):

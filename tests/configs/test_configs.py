@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmbivit.apis.config import load_config
-from mmbivit.distill.distiller import check_blocks_match
+from mmbivit.distill.taps import check_blocks_match
 
 FOLDER = Path(__file__).parents[2] / "configs"
 ALL = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.py") if path.parent.name != "_base_")

@@ -183,8 +183,10 @@ def test_teacher_is_freed_at_the_switch_and_its_forward_stops(tmp_path, teacher,
     calls, references = [], []
     original = DecoupledTrainingHook._start_distillation
 
-    def start(self, runner):
-        original(self, runner)
+    def start(self, runner, stage):
+        original(self, runner, stage)
+        if stage == 2:
+            return
         # The teacher is reachable only through what distillation registered.
         found = [o for o in gc.get_objects() if isinstance(o, BinarySwinTransformer) and o is not self._backbone]
         found = [
@@ -399,3 +401,60 @@ def test_two_gloo_ranks_stay_equal_through_the_switch(tmp_path):
     moved = [name for name, value in ranks[0]["after"].items() if not torch.equal(value, ranks[0]["before"][name])]
     assert any(".si." in name for name in moved)
     assert "set find_unused_parameters=True" in (tmp_path / "refused").read_text()
+
+
+class LastBlockLoss(nn.Module):
+    """Distance of the last block's outputs, under a name of its own."""
+
+    log_name = "loss_last"
+
+    def forward(self, student, teacher):
+        name = list(student)[-1]
+        return (student[name].float() - teacher[name]).square().mean()
+
+
+def test_a_loss_that_names_stage_2_keeps_the_teacher_beyond_the_switch(tmp_path, teacher, caplog):
+    losses = [dict(type="mmbivit.BlockMSELoss"), dict(type=LastBlockLoss, stages=(1, 2), weight=0.5)]
+    hook = dict(switch_epoch=1, teacher=teacher, distill_loss=losses, distill_weight=3.0, task_weight=(1.0, 0.25))
+    runs = {}
+    for point, epochs, kwargs in (
+        ("whole", 3, {}),
+        ("resumed", 3, dict(load_from=str(tmp_path / "whole" / "epoch_2.pth"), resume=True)),
+    ):
+        watch = Watch()
+        with caplog.at_level(logging.INFO, "mmengine"):
+            runner = make_runner(tmp_path / point, hook, length=epochs, hooks=[watch], **kwargs)
+            runner.train()
+        runs[point] = [row["losses"] for row in watch.rows], runner.model
+    first = ["loss", "loss_distill", "loss_last", "loss_task"]
+    second = ["loss", "loss_last", "loss_task"]
+    assert runs["whole"][0] == [first] * 4 + [second] * 8
+    assert runs["resumed"][0] == [second] * 4
+    for (name, a), b in zip(
+        runs["whole"][1].state_dict().items(), runs["resumed"][1].state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert not any(model._forward_hooks for _, model in runs.values())
+    assert "teacher freed" not in caplog.text
+    hook_object = DecoupledTrainingHook(**hook)
+    assert [(term.weight, term.stages) for term in hook_object.terms] == [(3.0, (1,)), (1.5, (1, 2))]
+    assert hook_object.task_weights == (1.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            dict(distill_loss=[dict(type="mmbivit.BlockMSELoss")] * 2),
+            "the log calls the same: loss_distill, loss_distill",
+        ),
+        (dict(distill_loss=[dict(weight=1.0)]), r"distill_loss=.*; allowed: dict\(type="),
+        (dict(distill_loss=dict(type="mmbivit.BlockMSELoss", stages=(3,))), r"distill_loss.stages\[0\]=3"),
+        (dict(distill_loss=dict(type="mmbivit.BlockMSELoss", weight=-1)), "distill_loss.weight=-1"),
+        (dict(task_weight=(1, 2, 3)), "task_weight=.*; allowed: a number, or two"),
+        (dict(task_weight="half"), "task_weight='half'"),
+    ],
+)
+def test_impossible_losses_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DecoupledTrainingHook(switch_epoch=1, **options)

@@ -10,7 +10,7 @@ from mmbivit.analysis.attention import attention_map
 from mmbivit.analysis.balancing import balancing_factors
 from mmbivit.binary import BinaryLinear, get_recipe
 from mmbivit.deploy import pack
-from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.distill import BlockMSELoss, Distiller, DistillTerm
 from mmbivit.models import Backbone, BinarySwinTransformer, WindowLayout, find_block, find_blocks
 from mmbivit.models.layout import norm_tokens
 from mmbivit.models.observation import observed
@@ -101,7 +101,7 @@ def test_networks_without_blocks_that_are_known_have_none():
     with pytest.raises(ValueError, match="Conv2d has no transformer blocks"):
         find_block(nn.Conv2d(3, 8, 1))
     with pytest.raises(ValueError, match="Conv2d has no blocks"):
-        BlockDistiller(ToyModel(toy()), toy(), nn.Conv2d(3, 8, 1), BlockMSELoss(), weight=1.0)
+        Distiller(ToyModel(toy()), toy(), nn.Conv2d(3, 8, 1), [DistillTerm(BlockMSELoss())])
 
 
 def test_find_block():
@@ -144,7 +144,7 @@ def test_a_backbone_of_another_kind_is_distilled():
         teacher.class_token.fill_(3.0)
     student.set_stage(1)
     model = ToyModel(student)
-    distiller = BlockDistiller(model, student, teacher, BlockMSELoss(), weight=1.0)
+    distiller = Distiller(model, student, teacher, [DistillTerm(BlockMSELoss())])
     loss = model(torch.randn(2, 3, 32, 32), mode="loss")["loss_distill"]
     loss.backward()
     assert loss > 0 and student.class_token.grad.abs().sum() > 0
@@ -173,7 +173,7 @@ def test_a_forward_that_failed_leaves_no_hook_once_distillation_ends():
             raise KeyError
 
     model = Failing(toy())
-    distiller = BlockDistiller(model, model.backbone, toy(recipe="float"), BlockMSELoss(), weight=1.0)
+    distiller = Distiller(model, model.backbone, toy(recipe="float"), [DistillTerm(BlockMSELoss())])
     for _ in range(2):
         with pytest.raises(KeyError):
             model(torch.randn(1, 3, 32, 32), mode="loss")

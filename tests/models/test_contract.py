@@ -12,7 +12,7 @@ from torch import nn
 from mmbivit.analysis import complexity, spatial_interaction
 from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
 from mmbivit.deploy import pack
-from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.distill import BlockMSELoss, Distiller, DistillTerm
 from mmbivit.models import Backbone, BinarySwinTransformer, find_blocks
 from mmbivit.registry import MODELS
 
@@ -142,7 +142,7 @@ def test_its_blocks_are_distilled_from_a_float_one_of_its_kind(cls, recipe):
     model, teacher = ToyModel(build(cls, recipe)), build(cls, "float")
     blocks = find_blocks(model.backbone)
     assert blocks and all(dict(model.backbone.named_modules())[name] is block.module for name, block in blocks.items())
-    distiller = BlockDistiller(model, model.backbone, teacher, BlockMSELoss(), weight=1.0)
+    distiller = Distiller(model, model.backbone, teacher, [DistillTerm(BlockMSELoss())])
     try:
         losses = model(images(), mode="loss")
     finally:

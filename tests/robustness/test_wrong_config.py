@@ -11,7 +11,7 @@ from torch import nn
 from mmbivit.apis import user_errors
 from mmbivit.apis.config import load_config
 from mmbivit.checks import check_keys, check_number, did_you_mean
-from mmbivit.distill.distiller import check_blocks_match
+from mmbivit.distill.taps import check_blocks_match
 from mmbivit.models import BinarySwinTransformer
 from tests.engine.toy import make_runner
 from tests.tools.test_tools import call

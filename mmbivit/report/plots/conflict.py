@@ -51,7 +51,7 @@ def measure_conflict(
         hook = HOOKS.build(next(hook for hook in cfg.custom_hooks if hook.get("teacher")))
     seed_all("conflict", seed)
     data = training_batches(cfg, model, batches, seed)
-    return gradient_conflict(model, teacher, data, hook.distill_loss, hook.distill_weight)
+    return gradient_conflict(model, teacher, data, [term for term in hook.terms if 1 in term.stages] or hook.terms)
 
 
 def plot_conflict(

@@ -19,7 +19,8 @@ from timm.data import ImageDataset, create_loader
 from mmbivit.checks import check_integer
 from mmbivit.datasets.scene_rendering import crop_photo
 from mmbivit.datasets.timm_transform import tolerate_zero_bits
-from mmbivit.distill import BlockDistiller, BlockMSELoss
+from mmbivit.distill import Distiller
+from mmbivit.engine.decoupled_training_hook import build_terms
 
 __all__ = ["make_images", "markdown_table", "measure_loaders", "measure_steps"]
 
@@ -146,10 +147,10 @@ def measure_steps(cfg: Config, batch_size: int, steps: int) -> dict[str, list[fl
     return rates
 
 
-def _distiller(cfg: Config, model: BaseModel) -> BlockDistiller:
+def _distiller(cfg: Config, model: BaseModel) -> Distiller:
     hook = next(hook for hook in cfg.custom_hooks if hook.type == "mmbivit.DecoupledTrainingHook")
     teacher = MODELS.build({key: value for key, value in hook.teacher.items() if key != "init_cfg"})
-    return BlockDistiller(model, model.backbone, teacher, BlockMSELoss(), hook.distill_weight)
+    return Distiller(model, model.backbone, teacher, build_terms(hook.get("distill_loss"), hook.distill_weight))
 
 
 def markdown_table(loaders: dict[str, list[float]], steps: dict[str, list[float]]) -> str:
