@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.checks import UserError
-from mmbivit.models.attention import WindowAttention
+from mmbivit.models.attention import Attention
 from mmbivit.models.backbone import Block, find_block
-from mmbivit.models.layout import WindowLayout
+from mmbivit.models.layout import TokenLayout
 from mmbivit.models.observation import observed
 
 from .unchanged import unchanged
@@ -24,10 +24,11 @@ class AttentionMap:
     Args:
         block: name of the block.
         weights: attention weights by head and token, ``(heads, H', W')``; NaN for tokens that the asking token cannot
-            see: those outside its window, and those that a shifted window has from the opposite border.
+            see: those outside its group, as of a window, and those that a shifted window has from the opposite border.
         query: row and column of the asking token.
         stride: pixels along a token.
-        padding: by head, the sum of weights on the padding of a window at the border, ``(heads,)``.
+        padding: by head, the sum of weights on what is not on the grid, ``(heads,)``: the padding of a window at the
+            border, a class token.
         binary: whether weights are selections, ``1 / number selected`` or 0, instead of probabilities.
     """
 
@@ -73,7 +74,7 @@ def attention_map(
 
 
 def _run(network: nn.Module, image: Tensor, block: Block) -> tuple[Tensor, bool]:
-    """Return the attention weights of a block, ``(num_windows, heads, N, N)``, and whether they are binary."""
+    """Return the attention weights of a block, ``(groups, heads, n, n)``, and whether they are binary."""
     softmax = _softmax(block)
     seen = {}
     watching = observed(dict(weights=softmax), lambda name, _, output: seen.update({name: output}))
@@ -84,7 +85,7 @@ def _run(network: nn.Module, image: Tensor, block: Block) -> tuple[Tensor, bool]
 
 def _softmax(block: Block) -> nn.Module:
     """Return the part of a block that makes scores into weights: our attention's, or the one softmax of another's."""
-    ours = [part.attention for part in block.module.modules() if isinstance(part, WindowAttention)]
+    ours = [part.attention for part in block.module.modules() if isinstance(part, Attention)]
     found = ours or [part for part in block.module.modules() if isinstance(part, nn.Softmax)]
     if len(found) != 1:
         raise UserError(
@@ -94,16 +95,15 @@ def _softmax(block: Block) -> nn.Module:
     return found[0]
 
 
-def _of_token(weights: Tensor, layout: WindowLayout, token: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Take one query's weights out of ``(num_windows, heads, N, N)`` and put them on the grid of tokens."""
+def _of_token(weights: Tensor, layout: TokenLayout, token: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Take one query's weights out of ``(groups, heads, n, n)`` and put them on the grid of tokens."""
     height, width = layout.hw_shape
-    # The tokens' numbers, from 1, go the way of the tokens; 0 is padding.
-    numbers = layout.split(torch.arange(1, height * width + 1).view(1, -1, 1)).squeeze(-1)
-    window, position = (numbers == token[0] * width + token[1] + 1).nonzero()[0].tolist()
-    keys, of_query = numbers[window], weights[window, :, position]
-    visible = keys > 0
+    tokens = layout.grid_tokens()
+    group, position = (tokens == token[0] * width + token[1]).nonzero()[0].tolist()
+    keys, of_query = tokens[group], weights[group, :, position]
+    visible = keys >= 0
     if (mask := layout.attention_mask(mask_padding=False)) is not None:
-        visible &= ~mask[window, position]
+        visible &= ~mask[group, position]
     on_grid = torch.full((len(of_query), height * width), torch.nan)
-    on_grid[:, keys[visible] - 1] = of_query[:, visible]
-    return on_grid.view(-1, height, width).numpy(), of_query[:, keys == 0].sum(dim=1).numpy()
+    on_grid[:, keys[visible]] = of_query[:, visible]
+    return on_grid.view(-1, height, width).numpy(), of_query[:, keys < 0].sum(dim=1).numpy()

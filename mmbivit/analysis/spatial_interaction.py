@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.checks import UserError, check_integers
-from mmbivit.models.attention import WindowAttention
+from mmbivit.models.attention import Attention
 from mmbivit.models.backbone import find_blocks
 from mmbivit.models.mlp import SpatialInteraction
 from mmbivit.models.observation import observed
@@ -28,9 +28,9 @@ class InteractionRow:
     Args:
         block: name of the block in the backbone, such as ``stages.0.blocks.1``.
         module: name of the module in the block: ``attn``, ``mlp``, ``mlp.si.fc1`` or ``mlp.si.fc2``.
-        tokens: tokens ``n`` of a window.
+        tokens: tokens ``n`` of a group: those that attend to each other, as in a window, or are mixed.
         hidden_tokens: hidden tokens ``n'`` of the token mixing; ``None`` for the other modules.
-        windows: windows of one image.
+        windows: groups of one image.
         sic: capability for one image (Eq. 6).
     """
 
@@ -84,8 +84,8 @@ class SpatialInteractionCapability:
 def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> SpatialInteractionCapability:
     """Compute ``SIC = sum_i Inter(Z_i) * Range(Z_i)`` of each block (SI-BiViT, Eq. 6, 3.2 and 3.3.1).
 
-    In a window of ``n`` tokens each token meets ``n - 1`` others, and in a binary network the strength of a meeting
-    has a range of 2 values:
+    In a group of ``n`` tokens, such as a window, each token meets ``n - 1`` others, and in a binary network the
+    strength of a meeting has a range of 2 values:
 
     - attention: ``2 n (n - 1)``,
     - MLP over channels: 0, since each token is on its own,
@@ -95,8 +95,8 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
     ``1 + 2 n' / n`` times one without, which are the papers' figures exactly: 3 times for ``n' = n`` (Table 7), 2 and
     5 for ``n / 2`` and ``2 n`` (Table 8), 7 for ``3 n`` (supplement, Table 2).
 
-    All windows of one image are added up. Eq. 6 knows no masks: keys that are masked, because a window is shifted or
-    padded, count like any other.
+    All groups of one image are added up; token mixing may have other groups than attention. Eq. 6 knows no masks: keys
+    that are masked, because a window is shifted or padded, count like any other.
 
     Args:
         module: a binary backbone of ours, or a classifier or detector with it as ``backbone``. It is run once, in
@@ -112,17 +112,22 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
         raise UserError(f"input_shape={tuple(input_shape)}; allowed: (channels, height, width)")
     backbone = getattr(module, "backbone", module)
     blocks = {name: block.module for name, block in find_blocks(backbone).items()}
-    attentions = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, WindowAttention))}
+    attentions = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, Attention))}
     branches = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, SpatialInteraction))}
     _check_binary(backbone, attentions, branches)
     rows = []
-    for name, (windows, tokens) in _windows(backbone, attentions, input_shape).items():
-        rows.append(InteractionRow(name, ATTENTION, tokens, None, windows, windows * 2 * tokens * (tokens - 1)))
-        rows.append(InteractionRow(name, "mlp", tokens, None, windows, 0))
+    modules = {(ATTENTION, name): module for name, module in attentions.items()}
+    modules |= {("si", name): module for name, module in branches.items()}
+    found = _groups(backbone, modules, input_shape)
+    for name in attentions:
+        groups, tokens = found[ATTENTION, name]
+        rows.append(InteractionRow(name, ATTENTION, tokens, None, groups, groups * 2 * tokens * (tokens - 1)))
+        rows.append(InteractionRow(name, "mlp", tokens, None, groups, 0))
         if (si := branches.get(name)) is not None:
+            groups, tokens = found["si", name]
             hidden = si.fc1.out_features
-            sic = windows * 2 * hidden * (tokens - 1)
-            rows += [InteractionRow(name, f"mlp.si.{fc}", tokens, hidden, windows, sic) for fc in ("fc1", "fc2")]
+            sic = groups * 2 * hidden * (tokens - 1)
+            rows += [InteractionRow(name, f"mlp.si.{fc}", tokens, hidden, groups, sic) for fc in ("fc1", "fc2")]
     return SpatialInteractionCapability(tuple(rows), tuple(input_shape))
 
 
@@ -131,7 +136,7 @@ def _of_type(block: nn.Module, kind: type) -> list[nn.Module]:
 
 
 def _check_binary(
-    backbone: nn.Module, attentions: dict[str, WindowAttention], branches: dict[str, SpatialInteraction]
+    backbone: nn.Module, attentions: dict[str, Attention], branches: dict[str, SpatialInteraction]
 ) -> None:
     """Raise where the range of an interaction is not 2."""
     if not attentions:
@@ -156,18 +161,18 @@ def _check_binary(
                 )
 
 
-def _windows(
-    backbone: nn.Module, attentions: dict[str, WindowAttention], input_shape: Sequence[int]
-) -> dict[str, tuple[int, int]]:
-    """Run an image through the backbone; return windows, and tokens of a window, in the attention of each block."""
-    shapes: dict[str, tuple[int, int]] = {}
+def _groups(
+    backbone: nn.Module, modules: dict[tuple[str, str], nn.Module], input_shape: Sequence[int]
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Run an image through the backbone; return groups, and tokens of a group, that each module gets."""
+    shapes: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def see(name: str, args: tuple, output: Tensor) -> None:
-        shapes[name] = (args[0].shape[0], args[0].shape[1])
+    def see(key: tuple[str, str], args: tuple, output: Tensor) -> None:
+        shapes[key] = (args[0].shape[0], args[0].shape[1])
 
     image = next(backbone.parameters()).new_zeros(1, *input_shape)
     try:
-        with unchanged(backbone, training=False), observed(attentions, see), torch.no_grad():
+        with unchanged(backbone, training=False), observed(modules, see), torch.no_grad():
             backbone(image)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]

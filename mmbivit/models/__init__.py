@@ -5,10 +5,10 @@ from mmbivit.packed import NETWORKS, PackedSwinTransformer
 from mmbivit.registry import MODELS
 
 from .arch import ARCHITECTURES
-from .attention import WindowAttention
+from .attention import Attention, WindowAttention
 from .backbone import Backbone, Block, find_block, find_blocks
 from .classifier import ImageClassifier
-from .layout import WindowLayout
+from .layout import TokenLayout, WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
 from .observation import observed
 from .preprocessor import ClassificationPreprocessor
@@ -17,6 +17,7 @@ from .swin import BinarySwinTransformer
 
 __all__ = [
     "ARCHITECTURES",
+    "Attention",
     "Backbone",
     "BinarySwinTransformer",
     "Block",
@@ -26,6 +27,7 @@ __all__ = [
     "PackedSwinTransformer",
     "SpatialInteraction",
     "StagedModule",
+    "TokenLayout",
     "WindowAttention",
     "WindowLayout",
     "find_block",

@@ -1,4 +1,4 @@
-"""Window attention, float or binary."""
+"""Attention, float or binary."""
 
 import torch
 from timm.layers import trunc_normal_
@@ -6,10 +6,27 @@ from torch import Tensor, nn
 
 from mmbivit.binary import Recipe, relative_position_index
 
-__all__ = ["WindowAttention"]
+__all__ = ["Attention", "WindowAttention"]
 
 
-class WindowAttention(nn.Module):
+class Attention(nn.Module):
+    """Base of attention modules, which says what counts and pictures of them need.
+
+    A subclass takes groups of tokens ``(B * groups, n, C)`` first, and has ``attention``, which makes scores
+    ``(*, queries, keys)`` into weights, and ``qkv_quantizer``, which makes queries, keys and values 1 bit.
+    """
+
+    attention: nn.Module
+    qkv_quantizer: nn.Module
+
+    @property
+    def product_bits(self) -> tuple[tuple[int, int], ...]:
+        """Bits of the two sides of ``q k^T`` and of ``weights v``, now; what has no ``bits`` of its own is float."""
+        qkv, weights = (getattr(module, "bits", 32) for module in (self.qkv_quantizer, self.attention))
+        return (qkv, qkv), (weights, qkv)
+
+
+class WindowAttention(Attention):
     """Multi-head self-attention inside windows with a relative position bias (Swin; SI-BiViT 4.1).
 
     Binary: queries, keys and values are signs with own thresholds (Eq. 3), scores ``q k^T / sqrt(d) + bias`` select
@@ -52,12 +69,6 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
         trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-    @property
-    def product_bits(self) -> tuple[tuple[int, int], ...]:
-        """Bits of the two sides of ``q k^T`` and of ``weights v``, now; what has no ``bits`` of its own is float."""
-        qkv, weights = (getattr(module, "bits", 32) for module in (self.qkv_quantizer, self.attention))
-        return (qkv, qkv), (weights, qkv)
 
     def relative_position_bias(self) -> Tensor:
         """Return the bias of each head, query and key, ``(num_heads, N, N)``."""

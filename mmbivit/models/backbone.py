@@ -14,7 +14,7 @@ from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_
 from mmbivit.checks import UserError, check_choice, check_flag, did_you_mean
 
 from .arch import check_indices, check_init_cfg
-from .layout import WindowLayout, norm_tokens
+from .layout import TokenLayout, WindowLayout, norm_tokens
 from .stage import STAGE1_MODES, StagedModule
 
 __all__ = ["Backbone", "Block", "find_block", "find_blocks"]
@@ -29,14 +29,14 @@ class Block:
         module: the block; it takes tokens ``(B, N, C)`` first, and returns as many.
         channels: ``C``.
         stride: pixels along a side of a token.
-        layout: for the height and width of the grid of tokens, how those of a window lie in it.
+        layout: for the height and width of the grid of tokens, which of them attend to each other.
     """
 
     name: str
     module: nn.Module
     channels: int
     stride: int
-    layout: Callable[[tuple[int, int]], WindowLayout]
+    layout: Callable[[tuple[int, int]], TokenLayout]
 
     def hw_shape(self, image_size: Sequence[int]) -> tuple[int, int]:
         """Return the height and width of the grid of tokens for an image of this height and width in pixels."""

@@ -1,12 +1,13 @@
-"""Where tokens lie: window partition with padding and cyclic shift, and norms over tokens."""
+"""Where tokens lie: groups of them that see each other, such as (shifted) windows, and norms over tokens."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["WindowLayout", "norm_tokens"]
+__all__ = ["TokenLayout", "WindowLayout", "norm_tokens"]
 
 
 def norm_tokens(norm: nn.Module, x: Tensor) -> Tensor:
@@ -19,8 +20,33 @@ def norm_tokens(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
+class TokenLayout(ABC):
+    """How the tokens of an image form the groups within which they attend or are mixed.
+
+    A block has tokens ``(B, N, C)``: those of a grid, row by row, and perhaps others, such as a class token.
+    """
+
+    hw_shape: tuple[int, int]  # height and width of the grid
+
+    @abstractmethod
+    def split(self, x: Tensor) -> Tensor:
+        """Partition tokens ``(B, N, C)`` into groups ``(B * groups, n, C)``; padding is 0."""
+
+    @abstractmethod
+    def merge(self, groups: Tensor) -> Tensor:
+        """Undo :meth:`split`; what lay on padding is cut."""
+
+    @abstractmethod
+    def grid_tokens(self) -> Tensor:
+        """Return which token of the grid each one of a group is, ``(groups, n)``; -1 for padding and other tokens."""
+
+    def attention_mask(self, mask_padding: bool, device: torch.device | None = None) -> Tensor | None:
+        """Return which keys a query must not attend to, ``(groups, n, n)``, or ``None`` if every key is allowed."""
+        return None
+
+
 @dataclass(frozen=True)
-class WindowLayout:
+class WindowLayout(TokenLayout):
     """Maps tokens of a feature map to square (shifted) windows and back.
 
     Args:
@@ -64,6 +90,11 @@ class WindowLayout:
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width].reshape(-1, height * width, channels)
+
+    def grid_tokens(self) -> Tensor:
+        """Return which token of the grid each one of a window is, ``(num_windows, window_size**2)``; -1 for padding."""
+        height, width = self.hw_shape
+        return self.split(torch.arange(1, height * width + 1).view(1, -1, 1)).squeeze(-1) - 1
 
     def attention_mask(self, mask_padding: bool, device: torch.device | None = None) -> Tensor | None:
         """Return which keys a query must not attend to, or ``None`` if every key is allowed.

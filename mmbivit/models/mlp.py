@@ -6,24 +6,24 @@ from torch import Tensor, nn
 from mmbivit.binary import Recipe
 from mmbivit.checks import UserError
 
-from .layout import WindowLayout, norm_tokens
+from .layout import TokenLayout, norm_tokens
 
 __all__ = ["DualBranchMLP", "SpatialInteraction"]
 
 
 class SpatialInteraction(nn.Module):
-    """Token mixing across the tokens of a window: ``alpha * SI(x^T)^T`` (SI-BiViT, Eq. 8, and supplement 3).
+    """Token mixing across the tokens of a group: ``alpha * SI(x^T)^T`` (SI-BiViT, Eq. 8, and supplement 3).
 
     ``SI`` is a linear layer over tokens ``n -> n'``, an activation and a linear layer ``n' -> n``, shared by all
     channels. ``alpha`` is the channel-wise balancing factor, 0 at the start, so that adding the branch changes nothing.
 
     Args:
         embed_dims: channels ``C``.
-        num_tokens: tokens ``n`` of a window.
+        num_tokens: tokens ``n`` of a group, such as a window.
         ratio: ``n' / n``.
         recipe: which quantizers to build.
 
-    Shape: ``(num_windows * B, n, C) -> (num_windows * B, n, C)``.
+    Shape: ``(B * groups, n, C) -> (B * groups, n, C)``.
     """
 
     active_stages = (2,)  # of training; in the other it idles
@@ -40,8 +40,8 @@ class SpatialInteraction(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(embed_dims))
         self.active = True
 
-    def forward(self, windows: Tensor) -> Tensor:
-        mixed = self.fc2(self.act(self.fc1(windows.transpose(1, 2))))
+    def forward(self, groups: Tensor) -> Tensor:
+        mixed = self.fc2(self.act(self.fc1(groups.transpose(1, 2))))
         return self.alpha.to(mixed.dtype) * mixed.transpose(1, 2)
 
 
@@ -74,7 +74,7 @@ class DualBranchMLP(nn.Module):
         self.drop = nn.Dropout(drop)
         self.si = spatial_interaction
 
-    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Apply both branches; ``layout`` says which tokens the second one mixes."""
         mlp = self.drop(self.fc2(self.drop(self.act(self.fc1(norm_tokens(self.norm, x))))))
         if self.si is None or not self.si.active:

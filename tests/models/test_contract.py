@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmbivit.analysis import complexity, spatial_interaction
+from mmbivit.analysis import complexity, gradient_conflict, spatial_interaction
+from mmbivit.analysis.attention import attention_map
+from mmbivit.analysis.balancing import balancing_factors
 from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
 from mmbivit.deploy import pack
 from mmbivit.distill import BlockMSELoss, Distiller, DistillTerm
@@ -18,6 +20,7 @@ from mmbivit.registry import MODELS
 
 from .test_backbone import ToyBackbone, ToyModel
 from .test_parts import ScaledSign
+from .toy_vit import ToyViT
 
 # Tiny options of each backbone, by class; one that is registered and has none here fails a test.
 NETWORKS = {
@@ -25,9 +28,11 @@ NETWORKS = {
         arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), out_indices=(0, 1), drop_path_rate=0.0
     ),
     ToyBackbone: {},
+    ToyViT: {},
 }
 TOY = Recipe(input_quantizer=ScaledSign)  # thresholds with a learnable scale
 SIZES = ((32, 32), (45, 39))
+ODD = {ToyViT: (27, 30)}  # whose token mixing knows one grid
 
 
 def contract(test):
@@ -67,6 +72,7 @@ def test_every_backbone_that_is_registered_is_here():
 @pytest.mark.parametrize("hw", SIZES)
 def test_channels_and_strides_are_as_declared(cls, recipe, hw):
     network = build(cls, recipe).eval()
+    hw = hw if hw == SIZES[0] else ODD.get(cls, hw)
     with torch.no_grad():
         outputs = network(images(hw))
     assert len(outputs) == len(network.out_indices)
@@ -169,3 +175,33 @@ def test_spatial_interaction_and_packing_work_or_refuse_by_name(cls, recipe):
         assert isinstance(packed, nn.Module)
         with torch.no_grad():
             assert packed(images())[0].shape == network(images())[0].shape
+
+
+@pytest.mark.parametrize("cls", [BinarySwinTransformer, ToyViT], ids=lambda cls: cls.__name__)
+def test_attention_and_token_mixing_are_measured_without_knowing_the_backbone(cls):
+    network, teacher = build(cls, "sibivit"), build(cls, "float")
+    names = list(find_blocks(network))
+    nn.init.constant_(network.get_submodule(names[0]).mlp.si.alpha, 0.5)
+    assert {name: set(alpha) for name, alpha in balancing_factors(network).items()} == {
+        name: {0.5 if name == names[0] else 0.0} for name in names
+    }
+
+    sic = spatial_interaction(network, (3, *SIZES[0]))
+    assert sic.times == pytest.approx(3)  # both layers of the mixing meet as many tokens as attention
+    if cls is ToyViT:
+        assert sic.attention == 2 * 2 * 17 * 16
+
+    for network_, binary in ((network, True), (teacher, False)):
+        found = attention_map(network_, images(batch=1), names[0], query=(20, 12))
+        stride = network_.strides[0]
+        assert (found.binary, found.query, found.stride) == (binary, (12 // stride, 20 // stride), stride)
+        weights = torch.nansum(torch.tensor(found.weights).flatten(1), dim=1) + torch.tensor(found.padding)
+        torch.testing.assert_close(weights, torch.ones(len(weights)))
+        if cls is ToyViT:
+            assert found.visible.all() and found.weights.shape == (2, 4, 4)
+            assert (found.padding > 0).all() or binary  # the share of the class token
+
+    model = ToyModel(network)
+    model.parse_losses = lambda losses: (sum(losses.values()), losses)
+    conflict = gradient_conflict(model, teacher, [dict(inputs=images())])
+    assert [row.block for row in conflict.rows][::2] == names and 0 < conflict.share < 1
