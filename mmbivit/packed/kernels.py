@@ -55,7 +55,7 @@ AttentionArgs = _struct(
 MlpArgs = _struct(
     "MlpArgs",
     "x gain shift fc1_weight fc1_low fc1_width fc2_weight fc2_scale fc2_bias "
-    "si_gain si_shift si_gamma si1_weight si1_low si1_width si2_weight si2_scale si2_bias si_alpha",
+    "si_gain si_shift si_gamma si1_weight si1_low si1_width si2_weight si2_scale si2_bias si_alpha si_bits",
     "channels hidden si_hidden",
     layout=True,
 )

@@ -8,6 +8,7 @@ one. ``out_affine`` is ``(2, N)``, scale and bias of an accumulator. ``threshold
 laid out as in :mod:`mmbivit.packed.packing`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 MOST_WINDOW_TOKENS = 31 * 31
+MOST_MIXED_TOKENS = 128 * 128  # 16,384: an image of 512 pixels in patches of 4
+FEW_TOKENS = 100  # of a window; where one has more, threads share its channels
 MOST_HEAD_CHANNELS = 31 * 32  # whose differing bits the kernels count in bytes
 LARGEST_STEP = 1e6  # far from what overflows a score
 OTHER_DEVICE = "the first argument is on the CPU and another one is not; move them to one device"
@@ -211,14 +214,15 @@ def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
     return out
 
 
-def _check_layout(x: Tensor, layout: Sequence[int]) -> None:
+def _check_layout(x: Tensor, layout: Sequence[int], most_tokens: int) -> None:
     if x.ndim != 3 or len(layout) != 5:
         raise ValueError(f"x has {x.ndim} axes and layout {len(layout)} numbers; expected 3 and 5")
     height, width, window, shift, _ = layout
     if x.shape[1] != height * width or min(height, width) < 1:
         raise ValueError(f"x has {x.shape[1]} tokens; layout says {height} x {width}")
-    if not 0 <= shift < window or window**2 > MOST_WINDOW_TOKENS:
-        raise ValueError(f"window {window} and shift {shift}; expected 0 <= shift < window <= 31")
+    if not 0 <= shift < window or window**2 > most_tokens:
+        most = math.isqrt(most_tokens)
+        raise ValueError(f"window {window} and shift {shift}; expected 0 <= shift < window <= {most}")
 
 
 def window_attention_(
@@ -248,7 +252,7 @@ def window_attention_(
         value_ratio: ``(heads * padded head_dim)``; infinite on the padding.
         layout: height, width, window, shift, mask_padding.
     """
-    _check_layout(x, layout)
+    _check_layout(x, layout, MOST_WINDOW_TOKENS)
     batch, tokens, channels = x.shape
     heads = len(position_bias)
     _positive(channels=channels, heads=heads, head_dim=head_dim)
@@ -300,7 +304,7 @@ def dual_branch_mlp_(
             ``(2, T)``, and ``alpha (C padded)``.
         layout: height, width, window, shift, mask_padding.
     """
-    _check_layout(x, layout)
+    _check_layout(x, layout, MOST_MIXED_TOKENS)
     batch, tokens, channels = x.shape
     _positive(channels=channels, hidden=hidden)
     args = (
@@ -317,13 +321,22 @@ def dual_branch_mlp_(
             x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout
         )
         return
-    kernels.KERNELS.call("mlp", path, kernels.MlpArgs(*args, batch, *layout, channels, hidden, si_hidden))
+    bits = _si_bits(x, si_hidden, layout) if si and layout[2] ** 2 > FEW_TOKENS else None
+    address = None if bits is None else bits.data_ptr()
+    kernels.KERNELS.call("mlp", path, kernels.MlpArgs(*args, address, batch, *layout, channels, hidden, si_hidden))
+
+
+def _si_bits(x: Tensor, hidden: int, layout: Sequence[int]) -> Tensor:
+    """Make room for the hidden bits of all windows."""
+    height, width, window = layout[:3]
+    windows = len(x) * -(-height // window) * -(-width // window)
+    return x.new_empty((windows, num_blocks(x.shape[2]), num_words(hidden), LANES), dtype=torch.int32)
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
-    if len(si) != 7 or not 1 <= hidden <= MOST_WINDOW_TOKENS:
+    if len(si) != 7 or not 1 <= hidden <= MOST_MIXED_TOKENS:
         raise ValueError(
-            f"si has {len(si)} tensors and si_hidden is {hidden}; expected 7, and 1 to {MOST_WINDOW_TOKENS}"
+            f"si has {len(si)} tensors and si_hidden is {hidden}; expected 7, and 1 to {MOST_MIXED_TOKENS}"
         )
     affine, gamma, weight1, thresholds1, weight2, affine2, alpha = si
     return [

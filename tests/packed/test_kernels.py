@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mmbivit.binary import BinaryLinear, RPReLU
 from mmbivit.deploy import pack
 from mmbivit.deploy.packers import pack_linear
-from mmbivit.packed import kernels, operators
+from mmbivit.packed import PackedDualBranchMLP, kernels, operators
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, unpack_signs
 from tests.deploy.networks import binary_swin, randomise
 
@@ -151,7 +151,7 @@ def test_arguments_that_do_not_fit_are_refused(path, place, value, message):
         ([4, 4, 7, 7, 1], "window 7 and shift 7; expected 0 <= shift < window"),
         ([4, 4, 7, -1, 1], "shift -1"),
         ([4, 4, 0, 0, 1], "window 0"),
-        ([4, 4, 32, 0, 1], "window 32"),
+        ([4, 4, 129, 0, 1], "window 129"),
         ([4, 4, 8, 0, 1], "expected torch.float32"),
     ],
 )
@@ -169,9 +169,42 @@ def test_a_branch_that_does_not_fit_is_refused(path):
     arguments = [mlp.in_affine, mlp.fc1_weight, mlp.fc1_thresholds, mlp.fc2_weight, mlp.fc2_affine, mlp.hidden_dims]
     si = [mlp.get_buffer(name) for name in mlp.SI_NAMES]
     OPS.dual_branch_mlp_(x, *arguments, si, mlp.si_hidden, layout)
-    for branch, hidden in ((si[:-1], 49), (si, 0), (si, 2000), ([*si[:2], si[2][:, :1], *si[3:]], 49)):
+    for branch, hidden in ((si[:-1], 49), (si, 0), (si, 20_000), ([*si[:2], si[2][:, :1], *si[3:]], 49)):
         with pytest.raises(ValueError, match="si "):
             OPS.dual_branch_mlp_(x, *arguments, branch, hidden, layout)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "hw", "hidden"),
+    [(20, 11, (23, 9), 130), (40, 36, (40, 37), 1000), (16, 7, (9, 20), 70)],
+)
+def test_windows_of_many_tokens_are_mixed_as_by_the_reference(path, channels, side, hw, hidden):
+    tokens = side**2
+    layer = PackedDualBranchMLP(channels, 24, tokens, hidden)
+    limits = [pad_channels(values) for values in (torch.randint(channels, (24,)), torch.full((24,), channels))]
+    limits[1][24:] = -1  # never set
+    layer.fill(
+        in_affine=pad_channels(torch.randn(2, channels)),
+        fc1_weight=pack_weight(random_signs(24, channels)),
+        fc1_thresholds=torch.stack(limits),
+        fc2_weight=pack_weight(random_signs(channels, 24)),
+        fc2_affine=pad_channels(torch.randn(2, channels)),
+        si_affine=pad_channels(torch.randn(2, channels)),
+        si_gamma=torch.randn(tokens),
+        si_weight1=pack_signs(random_signs(hidden, tokens)),
+        # the range of counts in which a bit is 0
+        si_thresholds1=torch.stack([torch.randint(tokens // 3, tokens // 2, (hidden,)), torch.full((hidden,), tokens)]),
+        si_weight2=pack_signs(random_signs(tokens, hidden)),
+        si_affine2=torch.randn(2, tokens),
+        si_alpha=pad_channels(torch.randn(channels)),
+    )
+    x, layout = torch.randn(2, hw[0] * hw[1], channels), [*hw, side, 0, 0]
+    actual, expected = x.clone(), x.clone()
+    layer(actual, layout)
+    with kernels.use_path("reference"):
+        layer(expected, layout)
+    assert (expected - x).abs().mean() > 1
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("patch", "n"), [(0, 9), (-2, 9), (2, 0), (2, -16)])

@@ -124,8 +124,14 @@ EXPORT int mmbivit_attention(const AttentionArgs* args, int path, int threads, d
 
 EXPORT int mmbivit_mlp(const MlpArgs* args, int path, int threads, double* seconds) {
     const int64_t rows = args->layout.batch * args->layout.height * args->layout.width;
-    const int64_t units = args->si_gain ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
-    return run(args, PATHS[path]->mlp, units, 1, MlpScratch(args, nullptr).words, threads, seconds);
+    const int64_t units = mixes_inside(args) ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
+    const int64_t words = MlpScratch(args, nullptr).words;
+    if (!args->si_bits) return run(args, PATHS[path]->mlp, units, 1, words, threads, seconds);
+    // The branch reads the tokens before the MLP changes them, and adds to them afterwards.
+    const int64_t mixes = windows_of(args->layout) * blocks_of(args->channels), mix_words = MixScratch(args, nullptr).words;
+    return run(args, PATHS[path]->mix_in, mixes, 1, mix_words, threads, seconds) ||
+           run(args, PATHS[path]->mlp, units, 1, words, threads, seconds) ||
+           run(args, PATHS[path]->mix_out, mixes, 1, mix_words, threads, seconds);
 }
 
 EXPORT int mmbivit_embed(const EmbedArgs* args, int path, int threads, double* seconds) {

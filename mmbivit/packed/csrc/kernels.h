@@ -101,6 +101,7 @@ typedef struct {
     const float* si2_scale;      // (tokens)
     const float* si2_bias;
     const float* si_alpha;       // (channels, padded to 16)
+    uint32_t* si_bits;           // (windows, blocks, si_hidden words, 16) of large windows, or null
     Layout layout;
     int64_t channels, hidden, si_hidden;
 } MlpArgs;
@@ -150,6 +151,8 @@ typedef struct {
     void (*merge)(const MergeArgs*, int64_t begin, int64_t end, Worker*);
     void (*attention)(const AttentionArgs*, int64_t begin, int64_t end, Worker*);
     void (*mlp)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*mix_in)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*mix_out)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*embed)(const EmbedArgs*, int64_t begin, int64_t end, Worker*);
     void (*map)(const MapArgs*, int64_t begin, int64_t end, Worker*);
 } CodePath;

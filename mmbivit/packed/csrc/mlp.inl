@@ -2,78 +2,142 @@
 
 namespace {
 
-// Count the differing bits of 16 channels (vectors of token words) and one weight row along the tokens.
-SIMD I16 differing_tokens(const uint32_t* tokens, const uint32_t* weight, int64_t words) {
-    I16 counts = zero();
-    for (int64_t w = 0; w < words; w++)
-        counts = add_counts(counts, count_bits(bit_xor(load(tokens + w * 16), broadcast(weight[w]))));
-    return widen_counts(counts);
+// Count the differing bits of 16 channels (vectors of token words) and each of ROWS weight rows along the tokens.
+template <int ROWS>
+SIMD void differing_tokens(const uint32_t* tokens, const uint32_t* weight, int64_t words, I16* total) {
+    for (int r = 0; r < ROWS; r++) total[r] = zero();
+    for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
+        const int64_t end = words - start < COUNTS_AT_MOST ? words : start + COUNTS_AT_MOST;
+        I16 counts[ROWS];
+        for (int r = 0; r < ROWS; r++) counts[r] = zero();
+        for (int64_t w = start; w < end; w++) {
+            const I16 bits = load(tokens + w * 16);
+            for (int r = 0; r < ROWS; r++)
+                counts[r] = add_counts(counts[r], count_bits(bit_xor(bits, broadcast(weight[r * words + w]))));
+        }
+        for (int r = 0; r < ROWS; r++) total[r] = add(total[r], widen_counts(counts[r]));
+    }
 }
 
-// Signs along the tokens of 16 channels, then the hidden layer as bits, [hidden word][channel].
-SIMD void mix_tokens_in(const MlpArgs* args, const MlpScratch& s, int64_t block) {
-    const int64_t c = block * 16, left = args->channels - c, tokens = s.rows_at_once;
+// Hand the count of each weight row to `emit(row, count)`, several rows at a time.
+template <class Emit>
+SIMD void all_differing_tokens(const uint32_t* tokens, const uint32_t* weight, int64_t words, int64_t rows,
+                               const Emit& emit) {
+    I16 counts[4];
+    int64_t row = 0;
+    for (; row + 4 <= rows; row += 4) {
+        differing_tokens<4>(tokens, weight + row * words, words, counts);
+        for (int r = 0; r < 4; r++) emit(row + r, counts[r]);
+    }
+    for (; row < rows; row++) {
+        differing_tokens<1>(tokens, weight + row * words, words, counts);
+        emit(row, counts[0]);
+    }
+}
+
+// Hidden bits of 16 channels, [hidden word][channel]; `out` starts as 0.
+struct ToMixedBits {
+    const uint32_t *low, *width;
+    uint32_t* out;
+
+    METHOD void operator()(int64_t row, I16 count) const {
+        uint32_t* word = out + row / 32 * 16;
+        const M16 set = outside(count, broadcast(low[row]), broadcast(width[row]));
+        store(word, or_where(load(word), set, broadcast(1u << row % 32)));
+    }
+};
+
+// The branch's output of 16 channels, added to a real token.
+struct ToTokens {
+    float* const* rows;
+    const float *scale, *bias;
+    F16 alpha;
+    int64_t hidden, channel;
+    int left;
+
+    METHOD void operator()(int64_t token, I16 count) const {
+        if (!rows[token]) return;
+        float* x = rows[token] + channel;
+        const F16 mixed = mul_add(to_float(accumulator(count, hidden)), broadcast_f(scale[token]), broadcast_f(bias[token]));
+        if (left < 16)
+            store_f(x, mul_add(alpha, mixed, load_f(x, left)), left);
+        else
+            store_f(x, mul_add(alpha, mixed, load_f(x)));
+    }
+};
+
+SIMD int channels_left(const MlpArgs* args, int64_t block) {
+    return args->channels - block * 16 < 16 ? (int)(args->channels - block * 16) : 16;
+}
+
+// Signs along the tokens of 16 channels, then the hidden layer as bits.
+SIMD void mix_tokens_in(const MlpArgs* args, const MixScratch& s, int64_t block, uint32_t* hidden) {
+    const int64_t c = block * 16;
+    const int left = channels_left(args, block);
     const F16 gain = load_f(args->si_gain + c), shift = load_f(args->si_shift + c);
     for (int64_t w = 0; w < s.token_words; w++) {
         I16 word = zero();
-        for (int64_t t = w * 32; t < tokens && t < w * 32 + 32; t++) {
+        for (int64_t t = w * 32; t < s.tokens && t < w * 32 + 32; t++) {
             F16 y = zero_f();  // padding is 0 after the norm
-            if (s.rows[t]) y = mul_add(left < 16 ? load_f(s.rows[t] + c, (int)left) : load_f(s.rows[t] + c), gain, shift);
+            if (s.rows[t]) y = mul_add(left < 16 ? load_f(s.rows[t] + c, left) : load_f(s.rows[t] + c), gain, shift);
             word = or_where(word, at_least_f(y, broadcast_f(args->si_gamma[t])), broadcast(1u << t % 32));
         }
         store(s.token_bits + w * 16, word);
     }
-    for (int64_t w = 0; w < s.si_words; w++) {
-        I16 word = zero();
-        for (int64_t j = w * 32; j < args->si_hidden && j < w * 32 + 32; j++) {
-            const I16 count = differing_tokens(s.token_bits, args->si1_weight + j * s.token_words, s.token_words);
-            const M16 set = outside(count, broadcast(args->si1_low[j]), broadcast(args->si1_width[j]));
-            word = or_where(word, set, broadcast(1u << j % 32));
-        }
-        store(s.si_hidden + (block * s.si_words + w) * 16, word);
-    }
+    memset(hidden, 0, s.si_words * 16 * sizeof(uint32_t));
+    const ToMixedBits emit = {args->si1_low, args->si1_width, hidden};
+    all_differing_tokens(s.token_bits, args->si1_weight, s.token_words, args->si_hidden, emit);
 }
 
-// The branch's output of 16 channels, added to the real tokens.
-SIMD void mix_tokens_out(const MlpArgs* args, const MlpScratch& s, int64_t block) {
-    const int64_t c = block * 16, left = args->channels - c;
-    const F16 alpha = load_f(args->si_alpha + c);
-    for (int64_t t = 0; t < s.rows_at_once; t++) {
-        if (!s.rows[t]) continue;
-        const uint32_t* hidden = s.si_hidden + block * s.si_words * 16;
-        const I16 count = differing_tokens(hidden, args->si2_weight + t * s.si_words, s.si_words);
-        const F16 mixed = mul_add(to_float(accumulator(count, args->si_hidden)), broadcast_f(args->si2_scale[t]),
-                                  broadcast_f(args->si2_bias[t]));
-        float* x = s.rows[t] + c;
-        if (left < 16)
-            store_f(x, mul_add(alpha, mixed, load_f(x, (int)left)), (int)left);
-        else
-            store_f(x, mul_add(alpha, mixed, load_f(x)));
-    }
+SIMD void mix_tokens_out(const MlpArgs* args, const MixScratch& s, int64_t block, const uint32_t* hidden) {
+    const int left = channels_left(args, block);
+    const F16 alpha = load_f(args->si_alpha + block * 16);
+    const ToTokens emit = {s.rows, args->si2_scale, args->si2_bias, alpha, args->si_hidden, block * 16, left};
+    all_differing_tokens(hidden, args->si2_weight, s.si_words, s.tokens, emit);
 }
 
+// One half of the spatial interaction alone, for 16 channels of a window at a time: where windows are so large that
+// whole ones are too few to share out. Its hidden bits lie in `args->si_bits`, [window][block][hidden word][channel].
+template <bool IN>
+void mix(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
+    Timer timer(worker);
+    const MixScratch s(args, worker->memory);
+    const int64_t blocks = blocks_of(args->channels);
+    for (int64_t unit = begin; unit < end; unit++) {
+        if (unit == begin || unit % blocks == 0) find_tokens(args->layout, args->x, args->channels, unit / blocks, s);
+        uint32_t* hidden = args->si_bits + unit * s.si_words * 16;
+        IN ? mix_tokens_in(args, s, unit % blocks, hidden) : mix_tokens_out(args, s, unit % blocks, hidden);
+    }
+    timer.lap(PHASE_SI);
+}
+
+void mix_in(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) { mix<true>(args, begin, end, worker); }
+void mix_out(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) { mix<false>(args, begin, end, worker); }
+
+// Both branches of a window at a time; or of rows, without a spatial interaction or with that in `mix`.
 void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const MlpScratch s(args, worker->memory);
     const int64_t words = words_of(args->channels), hidden_words = words_of(args->hidden);
     const int64_t blocks = blocks_of(args->channels), hidden_blocks = blocks_of(args->hidden);
+    const bool mixes = mixes_inside(args);
     const int64_t all_rows = args->layout.batch * args->layout.height * args->layout.width;
-    if (hidden_blocks % 2) memset(s.hidden, 0, s.rows_at_once * hidden_words * sizeof(uint32_t));
+    if (hidden_blocks % 2) memset(s.hidden, 0, s.tokens * hidden_words * sizeof(uint32_t));
     for (int64_t unit = begin; unit < end; unit++) {
-        if (args->si_gain)
+        if (mixes)
             find_tokens(args->layout, args->x, args->channels, unit, s);
         else
-            for (int64_t t = 0, row = unit * ROWS_AT_A_TIME; t < s.rows_at_once; t++, row++)
+            for (int64_t t = 0, row = unit * ROWS_AT_A_TIME; t < s.tokens; t++, row++)
                 s.rows[t] = row < all_rows ? args->x + row * args->channels : nullptr;
         int64_t rows = 0;
-        for (int64_t t = 0; t < s.rows_at_once; t++) {
+        for (int64_t t = 0; t < s.tokens; t++) {
             if (!s.rows[t]) continue;
             pack_row(s.rows[t], args->gain, args->shift, args->channels, s.bits + rows * words);
             s.real_rows[rows++] = s.rows[t];
         }
         timer.lap(PHASE_PACK);
-        if (args->si_gain) {
-            for (int64_t b = 0; b < blocks; b++) mix_tokens_in(args, s, b);
+        if (mixes) {
+            for (int64_t b = 0; b < blocks; b++) mix_tokens_in(args, s, b, s.si_hidden + b * s.si_words * 16);
             timer.lap(PHASE_SI);
         }
         const ToRowBits to_hidden = {args->fc1_low, args->fc1_width, halves(s.hidden), hidden_words * 2};
@@ -83,8 +147,8 @@ void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
                                             nullptr, args->hidden, args->channels, 0};
         count_differing(s.hidden, rows, hidden_words, args->fc2_weight, blocks, to_x);
         timer.lap(PHASE_FC2);
-        if (args->si_gain) {
-            for (int64_t b = 0; b < blocks; b++) mix_tokens_out(args, s, b);
+        if (mixes) {
+            for (int64_t b = 0; b < blocks; b++) mix_tokens_out(args, s, b, s.si_hidden + b * s.si_words * 16);
             timer.lap(PHASE_SI);
         }
     }

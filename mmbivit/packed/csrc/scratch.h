@@ -91,24 +91,33 @@ struct AttentionScratch : WindowScratch {
     }
 };
 
-struct MlpScratch : WindowScratch {
-    int64_t rows_at_once, token_words, si_words;
-    float** real_rows;
-    uint32_t *bits, *hidden, *token_bits, *si_hidden;
+// Whether both branches are computed a window at a time.
+inline bool mixes_inside(const MlpArgs* args) { return args->si_gain && !args->si_bits; }
 
-    static int64_t tokens(const MlpArgs* args) {
-        return args->si_gain ? args->layout.window * args->layout.window : ROWS_AT_A_TIME;
-    }
-    MlpScratch(const MlpArgs* args, uint32_t* memory)
-        : WindowScratch(tokens(args), memory),
-          rows_at_once(tokens(args)),
-          token_words(args->si_gain ? words_of(rows_at_once) : 0),
-          si_words(args->si_gain ? words_of(args->si_hidden) : 0) {
-        real_rows = take_array<float*>(rows_at_once);
-        bits = take(rows_at_once * words_of(args->channels));
-        hidden = take(rows_at_once * words_of(args->hidden));
+struct MixScratch : WindowScratch {
+    int64_t tokens, token_words, si_words;
+    uint32_t* token_bits;
+
+    MixScratch(const MlpArgs* args, uint32_t* memory)
+        : MixScratch(args, args->layout.window * args->layout.window, memory) {}
+
+   protected:
+    MixScratch(const MlpArgs* args, int64_t tokens, uint32_t* memory)
+        : WindowScratch(tokens, memory), tokens(tokens), token_words(words_of(tokens)), si_words(words_of(args->si_hidden)) {
         token_bits = take(token_words * 16);
-        si_hidden = take(blocks_of(args->channels) * si_words * 16);
+    }
+};
+
+struct MlpScratch : MixScratch {
+    float** real_rows;
+    uint32_t *bits, *hidden, *si_hidden;
+
+    MlpScratch(const MlpArgs* args, uint32_t* memory)
+        : MixScratch(args, mixes_inside(args) ? args->layout.window * args->layout.window : ROWS_AT_A_TIME, memory) {
+        real_rows = take_array<float*>(tokens);
+        bits = take(tokens * words_of(args->channels));
+        hidden = take(tokens * words_of(args->hidden));
+        si_hidden = take(mixes_inside(args) ? blocks_of(args->channels) * si_words * 16 : 0);
     }
 };
 
