@@ -1,6 +1,7 @@
 """Architectures by name, and checks of what users write in a config."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmbivit.checks import (
 
 __all__ = [
     "ARCHITECTURES",
+    "MixingSettings",
     "check_arch",
     "check_image_size",
     "check_indices",
@@ -25,6 +27,7 @@ __all__ = [
     "check_recipe",
     "check_settings",
     "check_spatial_interaction",
+    "grid_sides",
     "hidden_dims",
 ]
 
@@ -115,13 +118,52 @@ def check_recipe(
     return recipe, mask_padding, downsample
 
 
-def check_spatial_interaction(spatial_interaction: dict | None) -> float | None:
-    """Return the ratio of hidden to input tokens, or ``None`` where the branch is off."""
+@dataclass(frozen=True)
+class MixingSettings:
+    """Settings of the token-mixing branch.
+
+    Args:
+        ratio: hidden over input tokens, ``n' / n``.
+        axis: which tokens are mixed, ``'window'`` or ``'grid'``; what that is depends on the backbone.
+        alpha_init: where the balancing factor alpha starts.
+        per: what the thresholds and the activation function of the branch have parameters for, ``'token'`` or
+            ``'channel'``.
+    """
+
+    ratio: float
+    axis: str = "window"
+    alpha_init: float = 0.0
+    per: str = "token"
+
+
+def check_spatial_interaction(spatial_interaction: dict | None) -> MixingSettings | None:
+    """Return the settings of the token-mixing branch, or ``None`` where it is off."""
     if spatial_interaction is None:
         return None
-    check_keys("spatial_interaction", spatial_interaction, ("ratio",))
-    check_number("spatial_interaction.ratio", spatial_interaction["ratio"], 0, MAX_RATIO, above=True)
-    return spatial_interaction["ratio"]
+    check_keys("spatial_interaction", spatial_interaction, ("ratio",), ("axis", "alpha_init", "per"))
+    settings = MixingSettings(**spatial_interaction)
+    check_number("spatial_interaction.ratio", settings.ratio, 0, MAX_RATIO, above=True)
+    check_choice("spatial_interaction.axis", settings.axis, ("window", "grid"))
+    check_number("spatial_interaction.alpha_init", settings.alpha_init, -1e3, 1e3)
+    check_choice("spatial_interaction.per", settings.per, ("token", "channel"))
+    return settings
+
+
+def grid_sides(image_size: tuple[int, int], patch_size: int, num_stages: int) -> list[int]:
+    """Return the tokens along the feature map of each stage, for a square image that stages halve.
+
+    Raises:
+        ValueError: if the image is not square.
+    """
+    if image_size[0] != image_size[1]:
+        raise UserError(
+            f"pretrain_img_size={image_size}; allowed: one number, as spatial_interaction.axis='grid' tiles feature "
+            "maps with those of a square image"
+        )
+    sides = [-(-image_size[0] // patch_size)]
+    while len(sides) < num_stages:
+        sides.append(-(-sides[-1] // 2))
+    return sides
 
 
 def check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: int) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import Recipe
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, Recipe
 from mmbivit.checks import UserError
 
 from .layout import TokenLayout, norm_tokens
@@ -11,24 +11,58 @@ from .layout import TokenLayout, norm_tokens
 __all__ = ["DualBranchMLP", "SpatialInteraction"]
 
 
+class Transposed(nn.Module):
+    """A module that takes channels last, on ``(*, C, n)``."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x.transpose(-1, -2)).transpose(-1, -2)
+
+
+class TransposedQuantizer(ActivationQuantizer):
+    """A quantizer of channels, on ``(*, C, n)``. It does not fold: packed layers have thresholds for tokens."""
+
+    def __init__(self, part: ActivationQuantizer):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x.transpose(-1, -2)).transpose(-1, -2)
+
+
 class SpatialInteraction(nn.Module):
     """Token mixing across the tokens of a group: ``alpha * SI(x^T)^T`` (SI-BiViT, Eq. 8, and supplement 3).
 
     ``SI`` is a linear layer over tokens ``n -> n'``, an activation and a linear layer ``n' -> n``, shared by all
-    channels. ``alpha`` is the channel-wise balancing factor, 0 at the start, so that adding the branch changes nothing.
+    channels. ``alpha`` is the channel-wise balancing factor, by default 0 at the start, so that adding the branch
+    changes nothing.
 
     Args:
         embed_dims: channels ``C``.
         num_tokens: tokens ``n`` of a group, such as a window.
         ratio: ``n' / n``.
         recipe: which quantizers to build.
+        alpha_init: where alpha starts.
+        per: ``'token'`` gives thresholds and the activation function parameters for each token, as the linear layers
+            have; ``'channel'`` for each channel, as Eq. 3 and Algorithm 1 of the paper suggest.
 
     Shape: ``(B * groups, n, C) -> (B * groups, n, C)``.
     """
 
     active_stages = (2,)  # of training; in the other it idles
 
-    def __init__(self, embed_dims: int, num_tokens: int, ratio: float, recipe: Recipe):
+    def __init__(
+        self,
+        embed_dims: int,
+        num_tokens: int,
+        ratio: float,
+        recipe: Recipe,
+        alpha_init: float = 0.0,
+        per: str = "token",
+    ):
         super().__init__()
         hidden = int(num_tokens * ratio)
         if hidden < 1:
@@ -37,7 +71,12 @@ class SpatialInteraction(nn.Module):
         self.fc1 = recipe.build_linear(num_tokens, hidden)
         self.act = recipe.build_act(hidden)
         self.fc2 = recipe.build_linear(hidden, num_tokens)
-        self.alpha = nn.Parameter(torch.zeros(embed_dims))
+        if per == "channel":
+            self.act = Transposed(recipe.build_act(embed_dims))
+            for layer in (self.fc1, self.fc2):
+                if isinstance(layer, BinaryLinear):
+                    layer.input_quantizer = TransposedQuantizer(recipe.input_quantizer(embed_dims))
+        self.alpha = nn.Parameter(torch.full((embed_dims,), float(alpha_init)))
         self.active = True
 
     def forward(self, groups: Tensor) -> Tensor:
@@ -75,7 +114,7 @@ class DualBranchMLP(nn.Module):
         self.si = spatial_interaction
 
     def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
-        """Apply both branches; ``layout`` says which tokens the second one mixes."""
+        """Apply both branches; ``layout`` says in which groups the second one mixes tokens."""
         mlp = self.drop(self.fc2(self.drop(self.act(self.fc1(norm_tokens(self.norm, x))))))
         if self.si is None or not self.si.active:
             return mlp

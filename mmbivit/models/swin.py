@@ -12,7 +12,16 @@ from mmbivit.binary import Recipe
 from mmbivit.checks import check_number
 from mmbivit.registry import MODELS
 
-from .arch import check_arch, check_image_size, check_recipe, check_settings, check_spatial_interaction, hidden_dims
+from .arch import (
+    MixingSettings,
+    check_arch,
+    check_image_size,
+    check_recipe,
+    check_settings,
+    check_spatial_interaction,
+    grid_sides,
+    hidden_dims,
+)
 from .attention import WindowAttention
 from .backbone import Backbone
 from .layout import WindowLayout, norm_tokens
@@ -63,7 +72,8 @@ class SwinBlock(RecomputableBlock):
         window_size: height and width of a window in tokens.
         shift: cyclic shift of the windows in tokens.
         recipe: which quantizers, activation function and norm to build.
-        si_ratio: hidden over input tokens of the spatial interaction branch; ``None`` for no branch.
+        mixing: settings of the spatial interaction branch; ``None`` for no branch.
+        mixing_side: tokens along a square of those that it mixes, where that is no window; ``None`` for windows.
         qkv_bias, qk_scale, attn_drop, drop, shift_single_window, mask_padding: see :class:`BinarySwinTransformer`.
         drop_path: probability of dropping a branch of a sample.
         with_cp: recompute the block in the backward pass.
@@ -79,7 +89,8 @@ class SwinBlock(RecomputableBlock):
         window_size: int,
         shift: int,
         recipe: Recipe,
-        si_ratio: float | None,
+        mixing: MixingSettings | None,
+        mixing_side: int | None = None,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         attn_drop: float = 0.0,
@@ -96,7 +107,11 @@ class SwinBlock(RecomputableBlock):
         self.mask_padding = mask_padding
         self.norm1 = recipe.norm_layer(embed_dims)
         self.attn = WindowAttention(embed_dims, num_heads, window_size, recipe, qkv_bias, qk_scale, attn_drop, drop)
-        si = None if si_ratio is None else SpatialInteraction(embed_dims, window_size**2, si_ratio, recipe)
+        self.mixing_side = mixing_side
+        si = None
+        if mixing is not None:
+            tokens = (mixing_side or window_size) ** 2
+            si = SpatialInteraction(embed_dims, tokens, mixing.ratio, recipe, mixing.alpha_init, mixing.per)
         self.mlp = DualBranchMLP(embed_dims, hidden_dims, recipe, si, drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -105,11 +120,15 @@ class SwinBlock(RecomputableBlock):
         single = min(hw_shape) <= self.window_size and not self.shift_single_window
         return WindowLayout(hw_shape, self.window_size, 0 if single else self.shift)
 
+    def mixing_layout(self, hw_shape: tuple[int, int]) -> WindowLayout:
+        """Return in which squares of a grid of ``hw_shape`` tokens are mixed."""
+        return self.layout(hw_shape) if self.mixing_side is None else WindowLayout(hw_shape, self.mixing_side)
+
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         layout = self.layout(hw_shape)
         mask = layout.attention_mask(self.mask_padding, x.device)
         x = x + self.drop_path(layout.merge(self.attn(layout.split(norm_tokens(self.norm1, x)), mask)))
-        return x + self.drop_path(self.mlp(x, layout))
+        return x + self.drop_path(self.mlp(x, self.mixing_layout(hw_shape)))
 
 
 class SwinStage(nn.Module):
@@ -143,11 +162,15 @@ class BinarySwinTransformer(Backbone):
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``, ``depths`` and ``num_heads``.
         recipe: a name of :data:`mmbivit.binary.RECIPES`, or a dict of changes to one.
         spatial_interaction: ``dict(ratio=1.0)`` adds the token-mixing branch with ``n' = ratio * n`` hidden tokens;
-            ``None`` switches it off.
+            ``None`` switches it off. ``axis='window'`` mixes within the block's own windows, at any image size alike;
+            ``'grid'`` mixes the whole feature map of an image of ``pretrain_img_size``, and tiles of that size of any
+            other, as the operation counts of the paper have it. ``alpha_init`` and ``per``: see
+            :class:`mmbivit.models.SpatialInteraction`.
         stage1: what is binary in training stage 1, ``'activations'`` (the method), ``'weights'`` (the paper's
             baseline) or ``'all'``, spatial interaction included (a control).
         mlp_ratio: hidden width of the MLP over channels; the paper takes 3 with spatial interaction, 4 without.
-        pretrain_img_size: image size in pixels that ``use_abs_pos_embed`` is made for; other sizes are interpolated.
+        pretrain_img_size: image size in pixels that ``use_abs_pos_embed`` is made for, to which other sizes are
+            interpolated, and whose feature maps ``spatial_interaction`` mixes with ``axis='grid'``.
         in_channels: channels of the image.
         patch_size: pixels of a patch.
         window_size: tokens along a window.
@@ -209,7 +232,7 @@ class BinarySwinTransformer(Backbone):
         embed_dims, depths, num_heads = check_arch(arch)
         super().__init__(len(depths), out_indices, stage1, frozen_stages, norm_eval, convert_weights, init_cfg)
         recipe, mask_padding, downsample = check_recipe(recipe, mask_padding, downsample)
-        si_ratio = check_spatial_interaction(spatial_interaction)
+        mixing = check_spatial_interaction(spatial_interaction)
         check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, window_size=window_size)
         check_settings(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_settings(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed, with_cp=with_cp)
@@ -217,6 +240,9 @@ class BinarySwinTransformer(Backbone):
         if qk_scale is not None:
             check_number("qk_scale", qk_scale, 0, 1e6, above=True)
         image_size = check_image_size(pretrain_img_size)
+        mixing_sides = [None] * len(depths)
+        if mixing is not None and mixing.axis == "grid":
+            mixing_sides = grid_sides(image_size, patch_size, len(depths))
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
         self.strides = [patch_size * 2**i for i in range(len(depths))]
 
@@ -241,7 +267,8 @@ class BinarySwinTransformer(Backbone):
                     window_size,
                     shift=window_size // 2 if block % 2 else 0,
                     recipe=recipe,
-                    si_ratio=si_ratio,
+                    mixing=mixing,
+                    mixing_side=mixing_sides[i],
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,
                     attn_drop=attn_drop_rate,

@@ -128,12 +128,12 @@ class PackedWindowAttention(PackedModule):
 
 
 class PackedDualBranchMLP(PackedModule):
-    """Norm, MLP over channels, spatial interaction over the tokens of a window, and shortcut, hidden layers as bits.
+    """Norm, MLP over channels, spatial interaction over the tokens of squares, and shortcut, hidden layers as bits.
 
     Args:
         embed_dims: channels ``C``.
         hidden_dims: hidden width.
-        num_tokens: tokens ``T`` of a window.
+        num_tokens: tokens ``T`` of a square that is mixed, such as a window.
         si_hidden: hidden tokens of the spatial interaction; ``None`` for none.
 
     Shape: ``x (B, H*W, C)`` is changed in place.

@@ -58,7 +58,7 @@ class PackedSwinConfig(PackedConfig):
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
         hidden_dims: hidden width of the MLP of each stage.
-        si_hidden: hidden tokens of the spatial interaction; ``None`` for none.
+        si_hidden: hidden tokens of the spatial interaction, of all stages alike or of each; ``None`` for none.
         scales: factor of the attention scores of each stage.
         select_ratio: a key is selected where its softmax reaches this share of the row's maximum.
         window_size: tokens along a window, up to 31.
@@ -69,6 +69,7 @@ class PackedSwinConfig(PackedConfig):
         pos_embed_shape: grid of a position embedding that is added to the tokens; ``None`` for none.
         shift_single_window: shift windows also where a feature map is not longer than one.
         mask_padding: never attend to tokens that pad a feature map to whole windows.
+        si_sides: tokens along the squares that are mixed, of each stage; ``None`` where those are the windows.
 
     Raises:
         ValueError: if they make no network, or one that the kernels cannot compute.
@@ -78,7 +79,7 @@ class PackedSwinConfig(PackedConfig):
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     hidden_dims: tuple[int, ...]
-    si_hidden: int | None
+    si_hidden: int | tuple[int, ...] | None
     scales: tuple[float, ...]
     select_ratio: float = 0.25
     window_size: int = 7
@@ -89,13 +90,17 @@ class PackedSwinConfig(PackedConfig):
     pos_embed_shape: tuple[int, int] | None = None
     shift_single_window: bool = True
     mask_padding: bool = True
+    si_sides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_sizes()
         self._check_stages()
-        if self.window_size > 31 or (self.si_hidden or 0) > 961:
-            raise UserError(f"window_size={self.window_size}, si_hidden={self.si_hidden}; allowed: up to 31 and 961")
+        if self.window_size > 31 or max(self.mixing_sides) > 128 or max(self.mixing_hidden, default=0) > 128**2:
+            raise UserError(
+                f"window_size={self.window_size}, si_sides={self.si_sides}, si_hidden={self.si_hidden}; "
+                f"allowed: up to 31, 128 and {128**2}"
+            )
         scales, ratio = self.scales, self.select_ratio
         if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in scales) or not 0 < ratio <= 1:
             raise UserError(f"scales={scales}, select_ratio={ratio}; expected numbers up to 1e5, and one in (0, 1]")
@@ -105,15 +110,27 @@ class PackedSwinConfig(PackedConfig):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={getattr(self, name)!r}; expected True or False")
 
+    @property
+    def mixing_sides(self) -> tuple[int, ...]:
+        """Tokens along the squares that are mixed, by stage."""
+        return (self.window_size,) * len(self.depths) if self.si_sides is None else self.si_sides
+
+    @property
+    def mixing_hidden(self) -> tuple[int, ...]:
+        """Hidden tokens of the spatial interaction by stage; none without it."""
+        if isinstance(self.si_hidden, int):
+            return (self.si_hidden,) * len(self.depths)
+        return self.si_hidden or ()
+
     def _check_sizes(self) -> None:
-        single = ("embed_dims", "window_size", "patch_size", "in_channels", "si_hidden")
-        several = ("depths", "num_heads", "hidden_dims", "pos_embed_shape")
-        optional = ("si_hidden", "pos_embed_shape")
+        single = ("embed_dims", "window_size", "patch_size", "in_channels")
+        several = ("depths", "num_heads", "hidden_dims", "pos_embed_shape", "si_hidden", "si_sides")
+        optional = ("si_hidden", "si_sides", "pos_embed_shape")
         for name in (*single, *several):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            values = (value,) if name in single else value
+            values = (value,) if name in single or (name == "si_hidden" and type(value) is int) else value
             if not isinstance(values, tuple) or not all(type(size) is int and size >= 1 for size in values):
                 raise UserError(f"{name}={value}; expected whole numbers of 1 or more")
 
@@ -121,6 +138,9 @@ class PackedSwinConfig(PackedConfig):
         stages = len(self.depths)
         if not 1 <= stages <= 8 or {len(self.num_heads), len(self.hidden_dims), len(self.scales)} != {stages}:
             raise UserError("depths, num_heads, hidden_dims and scales need one entry for each of 1 to 8 stages")
+        for name, values in (("si_hidden", self.mixing_hidden), ("si_sides", self.mixing_sides)):
+            if values and len(values) != stages:
+                raise UserError(f"{name}={getattr(self, name)}; expected an entry for each of {stages} stages")
         for i, heads in enumerate(self.num_heads):
             channels = self.embed_dims * 2**i
             if channels % heads:
@@ -167,10 +187,12 @@ class PackedSwinTransformer(PackedNetwork):
     def _stage(self, i: int) -> PackedStage:
         config, channels = self.config, self.num_features[i]
         window, margin = config.window_size, -math.log(config.select_ratio)
+        tokens = config.mixing_sides[i] ** 2
+        si_hidden = config.mixing_hidden[i] if config.mixing_hidden else None
         blocks = [
             PackedBlock(
                 PackedWindowAttention(channels, config.num_heads[i], window, config.scales[i], margin),
-                PackedDualBranchMLP(channels, config.hidden_dims[i], window**2, config.si_hidden),
+                PackedDualBranchMLP(channels, config.hidden_dims[i], tokens, si_hidden),
                 shift=window // 2 if block % 2 else 0,
             )
             for block in range(config.depths[i])
@@ -193,7 +215,7 @@ class PackedSwinTransformer(PackedNetwork):
             for block in stage.blocks:
                 layout = self._layout(hw_shape, block.shift)
                 block.attn(x, layout)
-                block.mlp(x, layout)
+                block.mlp(x, layout if self.config.si_sides is None else [*hw_shape, self.config.si_sides[i], 0, 0])
             if i in self.out_indices:
                 outputs.append(getattr(self, f"norm{i}")(x, *hw_shape))
             if stage.downsample is not None:

@@ -67,6 +67,20 @@ def test_binary_deit_is_that_of_binaryvit_table_4(name, dim, paper):
         assert number == pytest.approx(printed, abs=last_place)
 
 
+def test_swin_t_that_mixes_the_grid_has_the_operations_of_the_paper():
+    """SI-BiViT, Table 2: 8.04 G BOPs; patch merging is float there, see docs/fidelity.md."""
+    network = BinarySwinTransformer(
+        mlp_ratio=3, spatial_interaction=dict(ratio=1.0, axis="grid"), downsample="float", out_indices=(3,)
+    )
+    counted = complexity(network, (3, 224, 224))
+    by_hand = sum(
+        depth * (10 * c**2 * n + 2 * 49 * n * c + 2 * n**2 * c)
+        for depth, c, n in zip((2, 2, 6, 2), (96, 192, 384, 768), (3136, 784, 196, 49), strict=True)
+    )
+    assert counted.bops == by_hand
+    assert round(counted.bops / 1e9, 2) == 8.04
+
+
 def test_float_swin_t_is_the_same_of_timm_mmdet_and_ours():
     by_hand, tokens, dim = 56**2 * 3 * 4**2 * 96, 56**2, 96
     for depth in (2, 2, 6, 2):

@@ -45,6 +45,8 @@ def test_outputs_equal_at_any_size(size):
         dict(spatial_interaction=None, mlp_ratio=4),
         dict(spatial_interaction=dict(ratio=2.0)),
         dict(spatial_interaction=dict(ratio=0.5)),
+        dict(spatial_interaction=dict(ratio=1.0, axis="grid"), pretrain_img_size=48),
+        dict(spatial_interaction=dict(ratio=2.0, axis="grid"), pretrain_img_size=32, window_size=3),
         dict(window_size=4),
         dict(window_size=9),
         dict(arch=dict(embed_dims=96, depths=(2, 1), num_heads=(3, 6))),
@@ -206,6 +208,9 @@ def test_config_rebuilds_the_network():
         (dict(select_ratio=0), "in .0, 1."),
         (dict(pos_embed_shape=[3]), "height and width"),
         (dict(mask_padding=1), "True or False"),
+        (dict(si_hidden=[49]), "si_hidden=.*; expected an entry for each of 2 stages"),
+        (dict(si_sides=[7, 7, 7]), "si_sides=.*; expected an entry for each of 2 stages"),
+        (dict(si_sides=[7, 200]), "up to 31, 128"),
         (dict(hidden_dims=["8", "8"]), "hidden_dims"),
     ],
 )

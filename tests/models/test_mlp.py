@@ -9,12 +9,12 @@ from mmbivit.models.layout import WindowLayout
 from mmbivit.models.mlp import DualBranchMLP, SpatialInteraction
 
 
-def make(hidden_ratio=1.0, recipe="sibivit"):
+def make(hidden_ratio=1.0, recipe="sibivit", **options):
     torch.manual_seed(0)
     recipe = get_recipe(recipe)
-    mlp = DualBranchMLP(6, 18, recipe, SpatialInteraction(6, 16, hidden_ratio, recipe))
+    mlp = DualBranchMLP(6, 18, recipe, SpatialInteraction(6, 16, hidden_ratio, recipe, **options))
     for name, parameter in mlp.named_parameters():
-        if name.endswith(("gamma", "zeta")):
+        if name.endswith(("gamma", "zeta", "act.slope")):
             nn.init.normal_(parameter, std=0.3)
     return mlp.eval()
 
@@ -32,11 +32,16 @@ def test_alpha_zero_equals_the_mlp_branch_exactly(shift):
     assert not torch.allclose(both, mlp(x, layout))
 
 
+@pytest.mark.parametrize("per", ["token", "channel"])
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_token_mixing_equals_a_loop_over_windows_and_channels(ratio, shift):
-    mlp = make(ratio)
+def test_token_mixing_equals_a_loop_over_windows_and_channels(ratio, shift, per):
+    mlp = make(ratio, per=per)
     si = mlp.si
+    parts = [si.fc1.input_quantizer, si.act, si.fc2.input_quantizer]
+    quantizer1, act, quantizer2 = parts if per == "token" else [part.part for part in parts]
+    sizes = [len(part.gamma) for part in (quantizer1, act, quantizer2)]
+    assert sizes == ([16, int(16 * ratio), int(16 * ratio)] if per == "token" else [6, 6, 6])
     nn.init.normal_(si.alpha)
     height, width, size = 5, 7, 4
     x = torch.randn(2, height * width, 6)
@@ -55,10 +60,11 @@ def test_token_mixing_equals_a_loop_over_windows_and_channels(ratio, shift):
                 slots = [((top + y + shift) % 8, (left + c + shift) % 8) for y in range(size) for c in range(size)]
                 for channel in range(6):
                     tokens = torch.stack([padded[image, row, column, channel] for row, column in slots])
-                    signs = torch.where(tokens - si.fc1.input_quantizer.gamma >= 0, 1.0, -1.0)
+                    own = slice(None) if per == "token" else slice(channel, channel + 1)
+                    signs = torch.where(tokens - quantizer1.gamma[own] >= 0, 1.0, -1.0)
                     hidden = binarize_weight(si.fc1.weight) @ signs + si.fc1.bias
-                    hidden = rprelu(hidden, si.act.gamma, si.act.slope, si.act.zeta)
-                    signs = torch.where(hidden - si.fc2.input_quantizer.gamma >= 0, 1.0, -1.0)
+                    hidden = rprelu(hidden, act.gamma[own], act.slope[own], act.zeta[own])
+                    signs = torch.where(hidden - quantizer2.gamma[own] >= 0, 1.0, -1.0)
                     result = binarize_weight(si.fc2.weight) @ signs + si.fc2.bias
                     for slot, (row, column) in enumerate(slots):
                         out[image, row, column, channel] = si.alpha[channel] * result[slot]
@@ -70,3 +76,8 @@ def test_hidden_tokens_follow_the_ratio_and_must_exist():
     assert make(0.5).si.fc1.out_features == 8
     with pytest.raises(ValueError, match="leaves no hidden token of 16"):
         make(0.01)
+
+
+def test_alpha_starts_where_it_is_told_to():
+    assert make().si.alpha.tolist() == [0.0] * 6
+    assert make(alpha_init=0.1).si.alpha.tolist() == pytest.approx([0.1] * 6)

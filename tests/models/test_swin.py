@@ -262,6 +262,34 @@ def test_sync_batchnorm_conversion_keeps_the_values():
     assert torch.equal(model(images)[3], converted(images)[3])
 
 
+def test_the_token_axis_grid_is_the_whole_map_at_the_pretraining_size_and_tiles_elsewhere():
+    torch.manual_seed(0)
+    options = dict(mlp_ratio=3, spatial_interaction=dict(ratio=1.0, axis="grid", alpha_init=0.5), drop_path_rate=0.0)
+    model = BinarySwinTransformer(arch=ARCH, pretrain_img_size=112, **options).eval()
+    blocks = [block.module for block in model.blocks()]
+    sides = [{4: 28, 8: 14, 16: 7, 32: 4}[block.stride] for block in model.blocks()]
+    assert [block.mlp.si.fc1.in_features for block in blocks] == [side**2 for side in sides]
+    for side, block in zip(sides, blocks, strict=True):
+        assert block.mixing_layout((side, side)).split(torch.zeros(1, side**2, 1)).shape == (1, side**2, 1)
+        assert block.mixing_layout((side, side + 1)).split(torch.zeros(1, side**2 + side, 1)).shape[0] == 2
+
+    # A tile is mixed as an image of its own, shifted windows or not; tokens of other tiles do not matter.
+    block = blocks[1]
+    x = torch.randn(1, 56 * 28, 8)
+    alone = block.mlp(x[:, : 28 * 28], block.mixing_layout((28, 28)))
+    torch.testing.assert_close(block.mlp(x, block.mixing_layout((56, 28)))[:, : 28 * 28], alone)
+
+    detector = BinarySwinTransformer(arch=ARCH, pretrain_img_size=112, out_indices=(0, 1, 2, 3), **options).eval()
+    detector.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        assert [tuple(out.shape[2:]) for out in detector(torch.randn(1, 3, 160, 224))] == [
+            (40, 56),
+            (20, 28),
+            (10, 14),
+            (5, 7),
+        ]
+
+
 def test_the_backbone_is_found_by_its_registry_name():
     backbone = MMDET_MODELS.build(dict(type="mmbivit.BinarySwinTransformer", arch=ARCH, recipe="float"))
     assert type(backbone) is BinarySwinTransformer
@@ -285,6 +313,13 @@ def test_named_architectures_have_the_published_sizes():
         (dict(mlp_ratio=1.3), "mlp_ratio=1.3 times 8 channels is 10.4"),
         (dict(spatial_interaction=dict(rate=1)), "spatial_interaction has no key 'rate'; allowed: ratio"),
         (dict(spatial_interaction=dict(ratio=0)), "spatial_interaction.ratio=0; allowed: a number > 0"),
+        (dict(spatial_interaction=dict(ratio=1, axis="rows")), "spatial_interaction.axis='rows' is unknown; allowed"),
+        (dict(spatial_interaction=dict(ratio=1, per="head")), "spatial_interaction.per='head' is unknown; allowed"),
+        (dict(spatial_interaction=dict(ratio=1, alpha_init="0")), "spatial_interaction.alpha_init='0'"),
+        (
+            dict(spatial_interaction=dict(ratio=1, axis="grid"), pretrain_img_size=(224, 192)),
+            "pretrain_img_size=(224, 192); allowed: one number",
+        ),
         (dict(stage1="both"), "stage1='both' is unknown; allowed: 'activations', 'weights', 'all'"),
         (dict(out_indices=(0, 4)), "out_indices[1]=4; allowed: an integer from 0 to 3"),
         (dict(frozen_stages=5), "frozen_stages=5; allowed: an integer from -1 to 4"),

@@ -51,7 +51,8 @@ def pack_swin(backbone: BinarySwinTransformer) -> PackedSwinTransformer:
 
 def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
     blocks = [stage.blocks[0] for stage in backbone.stages]
-    si = blocks[0].mlp.si
+    branches = [block.mlp.si for block in blocks]
+    sides = tuple(block.mixing_side for block in blocks)
     ratios = {getattr(block.module.attn.attention, "ratio", 1.0) for block in backbone.blocks()}
     if len(ratios) > 1:
         raise UserError(f"the attention of the blocks selects at different ratios {sorted(ratios)}; expected one")
@@ -61,7 +62,7 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
         depths=tuple(len(stage.blocks) for stage in backbone.stages),
         num_heads=tuple(block.attn.num_heads for block in blocks),
         hidden_dims=tuple(block.mlp.fc1.out_features for block in blocks),
-        si_hidden=None if si is None else si.fc1.out_features,
+        si_hidden=_si_hidden(branches),
         scales=tuple(float(block.attn.scale) for block in blocks),
         select_ratio=ratios.pop(),
         window_size=blocks[0].window_size,
@@ -72,7 +73,16 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
         pos_embed_shape=None if backbone.absolute_pos_embed is None else tuple(backbone.pos_embed_shape),
         shift_single_window=blocks[0].shift_single_window,
         mask_padding=blocks[0].mask_padding,
+        si_sides=None if branches[0] is None or None in sides else sides,
     )
+
+
+def _si_hidden(branches: list[SpatialInteraction | None]) -> int | tuple[int, ...] | None:
+    """Return the hidden tokens of all stages alike, or of each."""
+    if branches[0] is None:
+        return None
+    hidden = tuple(si.fc1.out_features for si in branches)
+    return hidden[0] if len(set(hidden)) == 1 else hidden
 
 
 def _pack_patch_embed(backbone: BinarySwinTransformer, packed: PackedSwinTransformer) -> None:
