@@ -8,4 +8,12 @@ float_checkpoint = None
 load_from = None
 custom_hooks = []
 
-model = dict(backbone=dict(init_cfg=dict(type="Pretrained", checkpoint=backbone_checkpoint, prefix="backbone.")))
+# As in configs/classification/sibivit_swin_t_imagenet.py: tiles of the pretraining grid are mixed.
+model = dict(
+    backbone=dict(
+        spatial_interaction=dict(axis="grid"),
+        pretrain_img_size=224,
+        downsample="float",
+        init_cfg=dict(type="Pretrained", checkpoint=backbone_checkpoint, prefix="backbone."),
+    )
+)

@@ -1,4 +1,5 @@
-# SI-BiViT Swin-T with a float linear head.
+# SI-BiViT Swin-T with a float linear head. The token mixing spans the whole feature map and patch merging is float, as
+# the operation counts of the paper have it (docs/fidelity.md).
 model = dict(
     type="mmbivit.ImageClassifier",
     num_classes=1000,
@@ -15,7 +16,9 @@ model = dict(
         type="mmbivit.BinarySwinTransformer",
         arch="tiny",
         recipe="sibivit",
-        spatial_interaction=dict(ratio=1.0),
+        spatial_interaction=dict(ratio=1.0, axis="grid"),
+        pretrain_img_size=224,
+        downsample="float",
         mlp_ratio=3,  # 4 without the spatial interaction branch, which it pays for
         window_size=7,
         shift_single_window=False,  # as in timm; feature maps of detectors are larger than a window

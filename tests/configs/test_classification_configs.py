@@ -44,7 +44,7 @@ def learning_rates(cfg: Config, epoch_length: int) -> list[float]:
 def test_both_data_sets_have_the_same_variants():
     variants = [{name.replace("_tiny", "") for name in NAMES if ("tiny_" in name) == tiny} for tiny in (True, False)]
     assert variants[0] == variants[1]
-    assert len(variants[0]) == 5
+    assert len(variants[0]) == 6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,6 +59,18 @@ def test_optimizer_and_epochs(name):
     assert batch == 8 * cfg.train_dataloader.batch_size
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(5e-4 * batch / 512)
     assert cfg.model.num_classes == (200 if "tiny_" in name else 1000)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "sibivit" in name])
+def test_what_carries_the_papers_name_mixes_the_grid_with_float_merging(name):
+    backbone = load(name).model.backbone
+    mixing = backbone.spatial_interaction
+    if "windows" in name:
+        assert (mixing.axis, backbone.downsample) == ("window", "binary")
+    else:
+        assert backbone.downsample == "float"
+        assert mixing is None or (mixing.axis, mixing.ratio, backbone.pretrain_img_size) == ("grid", 1.0, 224)
+    assert backbone.mlp_ratio == (4 if mixing is None else 3)
 
 
 @pytest.mark.parametrize("name", TWO_STAGE)
