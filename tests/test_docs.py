@@ -1,0 +1,52 @@
+"""README and docs name what exists: files, modules, objects, and what a config may name by ``type``."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from mmbivit import registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+FOLDERS = ("mmbivit", "configs", "tools", "tests", "docs")
+
+
+def registered() -> set[str]:
+    found = set()
+    for value in vars(registry).values():
+        if isinstance(value, registry.Registry) and value.scope == "mmbivit":
+            value.import_from_location()
+            found |= value.module_dict.keys()
+    return found
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    found = importlib.import_module("mmbivit")
+    path = name.split(".")
+    for i, part in enumerate(path[1:], start=2):
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(".".join(path[:i]))
+            except ModuleNotFoundError:
+                return False
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_and_paths_exist(page):
+    text = page.read_text()
+    types = registered()
+    names = set(re.findall(r"\bmmbivit\.[A-Za-z_][\w.]*\w", text))
+    assert not {name for name in names if not exists(name) and name.removeprefix("mmbivit.") not in types}
+    paths = set(re.findall(rf"(?:^|[\s`(])((?:{'|'.join(FOLDERS)})/[\w./-]+\.(?:py|sh|md|cpp|h|inl))", text))
+    assert not {path for path in paths if not (ROOT / path).exists()}
+    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
+    assert not {link for link in links if link and not (page.parent / link).exists()}
+
+
+def test_what_does_not_exist_is_seen():
+    assert exists("mmbivit.deploy.pack") and not exists("mmbivit.deploy.unpack") and not exists("mmbivit.nothing.pack")
