@@ -20,6 +20,7 @@ from torch import Tensor
 from mmbivit.checks import UserError, check_integer
 from mmbivit.datasets.timm_dataset import to_rgb
 from mmbivit.datasets.wrappers import inner_dataset
+from mmbivit.engine.quiet import quiet
 from mmbivit.models.classifier import ImageClassifier
 
 from .checkpoints import load_classifier
@@ -27,7 +28,6 @@ from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
 from .predict import check_out_dir, check_run_options, find_images, refuse_packed_file
-from .quiet import quiet
 
 __all__ = ["build_transform", "classify", "classify_files", "load_image", "predictions_table"]
 

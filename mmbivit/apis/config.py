@@ -14,9 +14,8 @@ from mmengine.runner import Runner
 
 from mmbivit.checks import UserError, did_you_mean
 from mmbivit.datasets.wrappers import inner_dataset
+from mmbivit.engine.quiet import quiet
 from mmbivit.files import check_writable
-
-from .quiet import quiet
 
 __all__ = ["is_classifier", "load_config", "refuse_options", "set_work_dir"]
 

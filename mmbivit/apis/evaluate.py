@@ -19,17 +19,17 @@ from mmbivit.checks import UserError
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.engine import WorkerEndHook
+from mmbivit.engine.device import distributed, set_launcher
+from mmbivit.engine.quiet import quiet
+from mmbivit.engine.run_settings import check_run_settings
+from mmbivit.engine.runner import build_runner
 from mmbivit.engine.unwrapping import unwrapped_model
 from mmbivit.files import check_writable
 
 from .checkpoints import load_classifier, load_detector
 from .config import is_classifier, load_config, refuse_options, set_work_dir
-from .device import distributed, set_launcher
 from .packed import load_into, load_packed, use_packed_backbone
 from .predict import is_packed_file
-from .quiet import quiet
-from .run import build_runner
-from .run_settings import check_run_settings
 
 __all__ = ["evaluate", "evaluation_config"]
 

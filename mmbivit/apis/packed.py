@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError, check_integer
 from mmbivit.deploy import load, pack, save
 from mmbivit.deploy.header import SUFFIX, read_header
+from mmbivit.engine.quiet import quiet
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
@@ -30,7 +31,6 @@ from .predict import (
     make_inferencer,
     write_detections,
 )
-from .quiet import quiet
 
 __all__ = [
     "Export",

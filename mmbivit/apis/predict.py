@@ -20,13 +20,13 @@ from mmbivit.checks import UserError, check_integer, check_number
 from mmbivit.datasets.checked_pipeline import CheckedPipeline
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.deploy.header import SUFFIX
+from mmbivit.engine.quiet import quiet
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
 from .errors import UnusableImagesError
 from .images import MAX_PIXELS, load_usable
-from .quiet import quiet
 
 __all__ = [
     "check_out_dir",

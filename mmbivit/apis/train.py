@@ -17,13 +17,13 @@ from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import UserError, check_integer
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import TerminationHook, find_resumable_checkpoint
+from mmbivit.engine.device import distributed, enable_amp, set_launcher
+from mmbivit.engine.quiet import quiet
+from mmbivit.engine.run_settings import check_run_settings, check_seed
+from mmbivit.engine.runner import build_runner
 
 from .checkpoints import fetch_checkpoints
 from .config import load_config, set_work_dir
-from .device import distributed, enable_amp, set_launcher
-from .quiet import quiet
-from .run import build_runner
-from .run_settings import check_run_settings, check_seed
 
 __all__ = ["train", "train_config"]
 
@@ -58,7 +58,7 @@ def train_config(
         config: the config file.
         work_dir: where logs and checkpoints go; ``work_dirs/<config's name>`` by default.
         amp: train in mixed precision, ``'fp16'`` or ``'bf16'``; ``True`` for what suits the device (see
-            :func:`mmbivit.apis.device.enable_amp`).
+            :func:`mmbivit.engine.device.enable_amp`).
         accumulate: iterations whose gradients are added up before the optimizer makes a step.
         auto_scale_lr: scale the learning rate with the images per step of the optimizer, over all processes.
         ema: weight of the new value in an exponential moving average of the model, per step of the optimizer. The

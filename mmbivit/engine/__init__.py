@@ -1,4 +1,4 @@
-"""Hooks of the training loop, and what MMEngine lacks on CPUs, registered in scope ``mmbivit``."""
+"""Hooks of the training loop, the runner and its processes, and what MMEngine lacks on CPUs; scope ``mmbivit``."""
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .cpu import CpuAmpOptimWrapper, CpuDistributedDataParallel, PeakMemoryHook

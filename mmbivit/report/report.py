@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 
 import mmbivit
 from mmbivit.apis.errors import error_message, is_user_error
-from mmbivit.apis.quiet import quiet
 from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import UserError, check_integer
+from mmbivit.engine.quiet import quiet
 from mmbivit.files import atomic_writer, check_writable
 from mmbivit.report.page import Page, Section, render
 

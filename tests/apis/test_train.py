@@ -110,7 +110,7 @@ def test_auto_scale_lr_needs_the_base_batch_size(configs):
     ],
 )
 def test_amp_on_gpus(configs, monkeypatch, amp, expected):
-    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
+    monkeypatch.setattr("mmbivit.engine.device.get_device", lambda: "cuda")
     options = {"optim_wrapper.paramwise_cfg": dict(flat_decay_mult=0.0), "optim_wrapper.clip_grad": dict(max_norm=1)}
     plain = train_config(configs["float"], accumulate=2, cfg_options=options).optim_wrapper
     wrapper = train_config(configs["float"], amp=amp, accumulate=2, cfg_options=options).optim_wrapper
@@ -122,7 +122,7 @@ def test_amp_on_gpus(configs, monkeypatch, amp, expected):
 def test_bf16_on_gpus_makes_the_step_of_plain_training(configs, monkeypatch):
     from mmengine.optim import build_optim_wrapper
 
-    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
+    monkeypatch.setattr("mmbivit.engine.device.get_device", lambda: "cuda")
     monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
     layers, wrappers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)], []
     layers[1].load_state_dict(layers[0].state_dict())
@@ -138,7 +138,7 @@ def test_bf16_on_gpus_makes_the_step_of_plain_training(configs, monkeypatch):
 
 
 def test_amp_on_cpus(configs, monkeypatch):
-    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
+    monkeypatch.setattr("mmbivit.engine.device.get_device", lambda: "cpu")
     options = {"optim_wrapper.loss_scale": 512.0, "optim_wrapper.dtype": "float16"}
     for amp in (True, "bf16"):
         wrapper = train_config(configs["float"], amp=amp, cfg_options=options).optim_wrapper
@@ -151,7 +151,7 @@ def test_amp_on_cpus(configs, monkeypatch):
 
 
 def test_launcher_on_gpus_leaves_the_config_alone(monkeypatch):
-    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cuda")
+    monkeypatch.setattr("mmbivit.engine.device.get_device", lambda: "cuda")
     name = OURS / "cascade_mask_rcnn_sibivit_swin_t.py"
     cfg = train_config(name, launcher="slurm")
     assert differences(train_config(name), cfg) == {"launcher", "custom_hooks"}
@@ -159,7 +159,7 @@ def test_launcher_on_gpus_leaves_the_config_alone(monkeypatch):
 
 
 def test_launcher_on_cpus_takes_gloo_and_keeps_sync_bn(monkeypatch):
-    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
+    monkeypatch.setattr("mmbivit.engine.device.get_device", lambda: "cpu")
     cfg = train_config(OURS / "cascade_mask_rcnn_sibivit_swin_t.py", launcher="pytorch")
 
     assert cfg.env_cfg.dist_cfg.backend == "gloo"

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 
 from mmbivit.apis import train, train_config
-from mmbivit.apis.device import distributed, set_launcher
+from mmbivit.engine.device import distributed, set_launcher
 from tests.tiny import CLASSIFIER_CONFIGS, DETECTOR_CONFIGS, make_coco, make_image_folders, write_configs
 
 from .rank_checks import CHECKS
@@ -195,7 +195,7 @@ def test_in_two_processes(checked, check):
 
 
 def cpu_config(monkeypatch, **values) -> Config:
-    monkeypatch.setattr("mmbivit.apis.device.get_device", lambda: "cpu")
+    monkeypatch.setattr("mmbivit.engine.device.get_device", lambda: "cpu")
     cfg = Config(dict(model={}, env_cfg=dict(dist_cfg=dict(backend="nccl"))) | values)
     set_launcher(cfg, "pytorch")
     return cfg

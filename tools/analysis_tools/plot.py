@@ -11,7 +11,7 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.analysis.figures.style import check_format, save_figure
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
-from mmbivit.apis.quiet import quiet
+from mmbivit.engine.quiet import quiet
 from mmbivit.files import check_writable
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.onnx_export import export_onnx
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
-from mmbivit.apis.quiet import quiet
+from mmbivit.engine.quiet import quiet
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbivit import config_path
-from mmbivit.apis.run_settings import check_seed
 from mmbivit.checks import check_integer
+from mmbivit.engine.run_settings import check_seed
 
 __all__ = ["check_runs", "mean_and_deviation", "read_evaluations", "train_once"]
 

@@ -16,7 +16,8 @@ from mmengine.dist import barrier, get_rank, init_dist, is_distributed
 from mmengine.logging import print_log
 
 from mmbivit.checks import UserError
-from mmbivit.engine.ranks_hook import check_same_config
+
+from .ranks_hook import check_same_config
 
 __all__ = ["distributed", "enable_amp", "set_launcher"]
 

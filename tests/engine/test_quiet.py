@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.logging import MMLogger, print_log
 
-from mmbivit.apis.quiet import quiet, quiet_logger
+from mmbivit.engine.quiet import quiet, quiet_logger
 
 ROOT = Path(__file__).parents[2]
 NOISE = (

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmbivit.apis import evaluate, train, train_config
-from mmbivit.apis.run_settings import check_run_settings
+from mmbivit.engine.run_settings import check_run_settings
 
 NAN, INF = float("nan"), float("inf")
 RIGHT = dict(
