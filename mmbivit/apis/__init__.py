@@ -11,6 +11,7 @@ from .classify import classify, predictions_table
 from .config import is_classifier, load_config, refuse_options
 from .errors import UnusableImagesError, user_errors
 from .evaluate import evaluate, evaluation_config
+from .export import export_onnx
 from .packed import classify_packed, detect_packed, export_packed, export_table, packed_kind
 from .predict import find_images, predict
 from .train import train, train_config
@@ -22,6 +23,7 @@ __all__ = [
     "detect_packed",
     "evaluate",
     "evaluation_config",
+    "export_onnx",
     "export_packed",
     "export_table",
     "find_images",

@@ -49,7 +49,7 @@ class Backbone(StagedModule, BaseModule):
 
     A subclass builds, after ``super().__init__``,
 
-    - ``patch_embed``, from images to tokens, and ``drop_after_pos``, the dropout of these,
+    - ``patch_embed``, from images to tokens by a convolution, and ``drop_after_pos``, the dropout of these,
     - ``stages``, each with ``blocks`` of its own grid; a block says by ``layout(hw_shape)`` how its tokens lie,
     - ``norm{i}`` for each of ``out_indices``,
     - ``num_features`` and ``strides``, channels of a token and pixels along it, by stage,
@@ -131,6 +131,11 @@ class Backbone(StagedModule, BaseModule):
             )
         self._is_init = True
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return _patch_projection(self).in_channels
+
     def blocks(self) -> Iterator[Block]:
         """Yield the transformer blocks in the order in which they run."""
         for i, stage in enumerate(self.stages):
@@ -193,13 +198,17 @@ def _foreign_blocks(network: nn.Module) -> Iterator[Block]:
             attention = getattr(module, "attn", None)
             if not hasattr(attention, "shift_size"):
                 continue
-            patches = next(part for part in network.patch_embed.modules() if isinstance(part, nn.Conv2d))
 
             def layout(hw_shape: tuple[int, int], attention: nn.Module = attention) -> WindowLayout:
                 return WindowLayout(hw_shape, attention.window_size, attention.shift_size)
 
             channels = module.norm1.weight.numel()
-            yield Block(f"stages.{i}.blocks.{j}", module, channels, patches.stride[0] * 2**i, layout)
+            stride = _patch_projection(network).stride[0] * 2**i
+            yield Block(f"stages.{i}.blocks.{j}", module, channels, stride, layout)
+
+
+def _patch_projection(network: nn.Module) -> nn.Conv2d:
+    return next(part for part in network.patch_embed.modules() if isinstance(part, nn.Conv2d))
 
 
 def find_block(network: nn.Module, name: str | None = None) -> Block:

@@ -106,6 +106,7 @@ def test_weights_that_do_not_fit_a_detector_are_named(configs, float_checkpoint,
     weights = content["state_dict"]
     changes = {
         "less": {key: value for key, value in weights.items() if "bbox_head.fc_cls" not in key},
+        "unnormed": {key: value for key, value in weights.items() if not key.startswith("backbone.norm0.")},
         "more": weights | {"neck.other": torch.zeros(1)},
         "other": weights | {"rpn_head.rpn_cls.weight": torch.zeros(5, 8, 1, 1)},
     }
@@ -122,6 +123,7 @@ def test_weights_that_do_not_fit_a_detector_are_named(configs, float_checkpoint,
 
     refuse("is of a float network, the config's is binary", "binary")
     refuse("2 tensors are missing in it, first roi_head.bbox_head.fc_cls", checkpoint=tmp_path / "less.pth")
+    refuse("it has no backbone.norm0.weight", checkpoint=tmp_path / "unnormed.pth")
     refuse("1 tensors of it have no place, first neck.other", checkpoint=tmp_path / "more.pth")
     refuse("does not fit the config's model: size mismatch for rpn_head", checkpoint=tmp_path / "other.pth")
     refuse("no place, first roi_head.mask_head", **{"model.roi_head.mask_head": None})

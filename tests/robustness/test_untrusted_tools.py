@@ -9,8 +9,16 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from mmbivit.apis import classify, export_packed, load_config, predict, train, train_config, use_safe_loading
-from mmbivit.apis.onnx_export import export_onnx
+from mmbivit.apis import (
+    classify,
+    export_onnx,
+    export_packed,
+    load_config,
+    predict,
+    train,
+    train_config,
+    use_safe_loading,
+)
 from tests.swin_weights import make_timm_swin
 from tests.tools.test_tools import call
 

@@ -4,10 +4,8 @@ import argparse
 from pathlib import Path
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
-from mmbivit.apis import user_errors
-from mmbivit.apis.onnx_export import export_onnx
+from mmbivit.apis import export_onnx, user_errors
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
-from mmbivit.engine.quiet import quiet
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
-    with user_errors(args.debug), trusted(args), quiet():
+    with user_errors(args.debug), trusted(args):
         options = dict(size=tuple(args.size), batch_size=args.batch_size, check=not args.no_check)
         comparison = export_onnx(args.config, args.checkpoint, args.out, **options)
         if comparison is not None:

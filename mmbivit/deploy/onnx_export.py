@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, SoftmaxThreshold
 from mmbivit.checks import UserError, check_integer
 from mmbivit.files import atomic_writer, check_writable
-from mmbivit.models import BinarySwinTransformer
+from mmbivit.models import Backbone
 from mmbivit.models.observation import observed
-
-from .checkpoints import load_trained_model
-from .config import is_classifier, load_config
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["TIE", "TOLERANCE", "OnnxComparison", "compare_with_torch", "export_onnx", "load_network", "plain_copy"]
+__all__ = ["TIE", "TOLERANCE", "OnnxComparison", "check_options", "compare_with_torch", "plain_copy", "write_onnx"]
 
 OPSET = 18  # which torch translates to directly; newer runtimes read it as well
 INPUT = "images"
@@ -66,24 +62,23 @@ class OnnxComparison:
         )
 
 
-def export_onnx(
-    config: str | Path,
-    checkpoint: str | Path,
+def write_onnx(
+    network: nn.Module,
     out: str | Path,
     *,
     size: tuple[int, int],
     batch_size: int | None = None,
     check: bool = True,
 ) -> OnnxComparison | None:
-    """Write a trained classifier, or the backbone of a trained detector, as an ONNX file of standard operators.
+    """Write a trained classifier, or a backbone, as an ONNX file of standard operators.
 
     The file computes in float32 what the simulated network computes: weights are stored binarized, as floats. Its input
-    is ``images`` ``(B, 3, H, W)``, normalised as by the config's data preprocessor; its outputs are ``logits``
-    ``(B, num_classes)``, or a detector's feature maps ``stage0``, ... ``(B, C_i, H_i, W_i)``.
+    is ``images`` ``(B, in_channels, H, W)``, normalised as by the classifier's or detector's data preprocessor; its
+    outputs are a classifier's ``logits`` ``(B, num_classes)``, or a backbone's feature maps ``stage0``, ...
+    ``(B, C_i, H_i, W_i)``.
 
     Args:
-        config: the config file.
-        checkpoint: file or URL of the weights, of training stage 2.
+        network: a :class:`mmbivit.models.Backbone` in stage 2, or a classifier with one. It is not changed.
         out: file to write, ending in ``.onnx``; it is replaced if it exists.
         size: height and width of the images in pixels, fixed in the file.
         batch_size: images per run, fixed in the file; ``None`` for any number.
@@ -93,54 +88,47 @@ def export_onnx(
         The comparison, or ``None`` without ``check``.
 
     Raises:
-        FileNotFoundError: if config or checkpoint does not exist.
-        OSError: if ``out`` cannot be written, before anything is loaded.
-        ValueError: if a package is missing, an argument has no sense, the checkpoint is of stage 1 or of another model,
-            or the outputs differ from torch's; nothing is written then.
+        OSError: if ``out`` cannot be written.
+        ValueError: if a package is missing, an argument has no sense, the network is another one or in stage 1, or the
+            outputs differ from torch's; nothing is written then.
     """
-    out = Path(out)
-    _check_options(out, size, batch_size, check)
-    network = load_network(config, checkpoint)
-    if (patch_size := _backbone(network).patch_embed.patch_size) > min(size):
-        raise UserError(f"--size {size[0]} {size[1]} is less than a patch of {patch_size} x {patch_size} pixels")
-    names = ["logits"] if network is not _backbone(network) else [f"stage{i}" for i in network.out_indices]
+    check_options(out, size, batch_size, check)
+    backbone = getattr(network, "backbone", network)
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f"{type(backbone).__name__} cannot be exported; only backbones of mmbivit and their classifiers"
+        )
+    if backbone.stage != 2:
+        raise UserError(
+            f"{type(backbone).__name__} is in training stage 1, where it is not all binary; train on to stage 2, then "
+            "export"
+        )
+    if (stride := backbone.strides[0]) > min(size):
+        raise UserError(f"--size {size[0]} {size[1]} is less than a patch of {stride} x {stride} pixels")
+    names = [f"stage{i}" for i in network.out_indices] if network is backbone else ["logits"]
     plain = plain_copy(network)
-    # With a single image, torch would take the batch size for a constant.
-    example = _random_images(network, 2 if batch_size is None else batch_size, size)
+    # With a single image, torch would take the batch size for a constant. Mean and variance are of normalised images.
+    shape = (2 if batch_size is None else batch_size, backbone.in_channels, *size)
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     graph = _to_onnx(plain, example, names, dynamic_batch=batch_size is None)
     comparison = compare_with_torch(graph, network, plain, example[: batch_size or 1]) if check else None
-    with atomic_writer(out) as file:
+    with atomic_writer(Path(out)) as file:
         file.write(_without_bits(graph, len(names)))
     return comparison
 
 
-def load_network(config: str | Path, checkpoint: str | Path) -> nn.Module:
-    """Load a trained classifier, or the backbone of a trained detector, in evaluation mode.
-
-    Args:
-        config: the config file.
-        checkpoint: file or URL of the weights, of training stage 2 where the network is binary.
-
-    Raises:
-        FileNotFoundError: if config or checkpoint does not exist.
-        ValueError: if the backbone is none of ours, or the checkpoint does not fit the config or is of stage 1.
-    """
-    cfg = load_config(config)
-    backbone = (cfg.get("model") or {}).get("backbone")
-    if backbone is None:
-        raise UserError(f"{config} has no model.backbone; give the config of a detector or a classifier")
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
-        if MODELS.get(backbone["type"]) is not BinarySwinTransformer:
-            raise UserError(
-                f"{config} has the backbone {backbone['type']}; only mmbivit.BinarySwinTransformer can be exported"
-            )
-    model = load_trained_model(cfg, checkpoint)
-    network = model if is_classifier(cfg) else model.backbone
-    if _backbone(network).stage != 2:
-        raise UserError(
-            f"{checkpoint} is of training stage 1, whose network is not all binary; give a checkpoint of stage 2"
-        )
-    return network
+def check_options(out: str | Path, size: tuple[int, int], batch_size: int | None, check: bool) -> None:
+    """Check what :func:`write_onnx` is told, before a network is loaded for it; raises as that does."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if check else ("onnx", "onnxscript")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UserError(f"ONNX export needs {', '.join(missing)}: pip install 'mmbivit[benchmark]'")
+    if Path(out).suffix != ".onnx":
+        raise UserError(f"OUT {out}: expected a name that ends in .onnx")
+    if len(size) != 2 or not all(isinstance(pixels, int) and pixels > 0 for pixels in size):
+        raise UserError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
+    if batch_size is not None:
+        check_integer("--batch-size", batch_size, 1)
+    check_writable("OUT", out)
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
@@ -313,6 +301,8 @@ def _to_onnx(plain: nn.Module, example: Tensor, names: list[str], dynamic_batch:
     domains = {opset.domain for opset in graph.opset_import} | {node.domain for node in graph.graph.node}
     if domains - {"", "ai.onnx"} or graph.functions:
         raise RuntimeError(f"the exported graph has operators that are not standard, of {sorted(domains)}")
+    if dynamic_batch and not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise UserError("the network's code takes the batch size for a constant, as len(x) does; fix it: --batch-size")
     return graph
 
 
@@ -349,28 +339,5 @@ def _share_of_differences(actual: Sequence[Tensor], expected: Sequence[Tensor]) 
     return float(torch.cat(differ).float().mean())
 
 
-def _random_images(network: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
-    """Return ``(batch, in_channels, *size)``, of the mean and variance of normalised images; always the same."""
-    channels = _backbone(network).patch_embed.proj.in_channels
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
-
-
 def _outputs(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-
-
-def _backbone(network: nn.Module) -> nn.Module:
-    return getattr(network, "backbone", network)
-
-
-def _check_options(out: Path, size: tuple[int, int], batch_size: int | None, check: bool) -> None:
-    needed = ("onnx", "onnxscript", "onnxruntime") if check else ("onnx", "onnxscript")
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise UserError(f"ONNX export needs {', '.join(missing)}: pip install 'mmbivit[benchmark]'")
-    if out.suffix != ".onnx":
-        raise UserError(f"OUT {out}: expected a name that ends in .onnx")
-    if len(size) != 2 or not all(isinstance(pixels, int) and pixels > 0 for pixels in size):
-        raise UserError(f"--size {' '.join(map(str, size))}; expected height and width in pixels, such as 224 224")
-    if batch_size is not None:
-        check_integer("--batch-size", batch_size, 1)
-    check_writable("OUT", out)
