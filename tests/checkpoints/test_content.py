@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from mmbivit.apis.checkpoints import load_classifier
-from mmbivit.apis.conversion import convert_state_dict
 from mmbivit.binary import ActivationQuantizer, Recipe, sign_ste
 from mmbivit.checkpoints import load_pretrained
 from mmbivit.checkpoints.content import binary_keys, is_float_for
 from mmbivit.checkpoints.names.swin import BINARY_ONLY, to_own_keys
+from mmbivit.deploy.conversion import convert_state_dict
 from mmbivit.models import BinarySwinTransformer
 from tests.swin_weights import ARCH, make_classifier, make_timm_swin
 

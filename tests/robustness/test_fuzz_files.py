@@ -22,10 +22,10 @@ from mmengine.logging import HistoryBuffer
 from mmbivit.apis import classify_packed, detect_packed, export_packed
 from mmbivit.apis.checkpoints import load_classifier
 from mmbivit.apis.config import load_config
-from mmbivit.apis.conversion import convert_checkpoint
 from mmbivit.apis.options import ConfigOptions
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
 from mmbivit.deploy import load, pack, save
+from mmbivit.deploy.conversion import convert_checkpoint
 from mmbivit.deploy.header import read_header
 from tests.deploy.networks import binary_swin
 from tests.packed_files import changed, trained

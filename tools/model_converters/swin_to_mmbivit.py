@@ -7,8 +7,8 @@ from rich.console import Console
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
-from mmbivit.apis.conversion import TARGETS, check_destination, convert_checkpoint
 from mmbivit.apis.options import add_debug_option, add_trust_option, trusted
+from mmbivit.deploy.conversion import TARGETS, check_destination, convert_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

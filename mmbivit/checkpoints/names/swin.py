@@ -61,7 +61,7 @@ def find_family(keys: Iterable[str]) -> str:
 def count_stages(keys: Iterable[str]) -> int:
     """Return how many stages the keys of a Swin backbone have; 0 if they are of another architecture."""
     weights = (key for key in keys if not _DROPPED.search(key))
-    matches = (re.match(r"(?:layers|stages)\.(\d+)\.blocks\.\d+\.", key) for key in weights)
+    matches = (re.match(r"(?:layers|stages)\.(\d{1,9})\.blocks\.\d+\.", key) for key in weights)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
@@ -126,4 +126,4 @@ def timm_name(key: str, num_stages: int) -> str | None:
 
 
 def _shift_stage(key: str, step: int) -> str:
-    return re.sub(r"^stages\.(\d+)", lambda match: f"stages.{int(match[1]) + step}", key)
+    return re.sub(r"^stages\.(\d{1,9})(?=\.)", lambda match: f"stages.{int(match[1]) + step}", key)

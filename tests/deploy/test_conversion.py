@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mmbivit.apis.conversion import convert_checkpoint, convert_state_dict
+from mmbivit.deploy.conversion import convert_checkpoint, convert_state_dict
 from mmbivit.models import BinarySwinTransformer, load_checkpoint_file, load_pretrained
 from tests.swin_weights import ARCH, make_classifier, make_timm_swin, official_keys, randomise
 
@@ -178,6 +178,16 @@ def test_other_architectures_are_refused(name, message, tmp_path):
     conversion = convert_state_dict(state, name)
     assert {key for key in state if ".logit_scale" in key or ".meta_mlp." in key} <= set(conversion.unplaced)
     with pytest.raises(ValueError, match=f"keys of {name} have no place in a Swin network"):
+        conversion.save(tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize("number", ["1000", "9" * 9, "9" * 5000])
+@pytest.mark.parametrize("key", ["stages.0.blocks.{}.norm.weight", "stages.{}.blocks.0.attn.relative_position_index"])
+def test_numbers_in_names_are_not_trusted(key, number, tmp_path):
+    key = key.format(number)
+    conversion = convert_state_dict(make_classifier().state_dict() | {f"backbone.{key}": torch.ones(1)}, "x.pth")
+    assert conversion.arch["depths"] == ARCH["depths"]
+    with pytest.raises(ValueError, match=f"1 keys of x.pth .* first backbone.{key}"):
         conversion.save(tmp_path / "out.pth")
 
 

@@ -1,6 +1,6 @@
 """Converting whole checkpoint files between our key names and timm's, with an account of every key.
 
-Loading needs none of this (see ``checkpoint.py``): a converted file is for publishing, for other programs, and for
+Loading needs none of this (see :mod:`mmbivit.checkpoints`): a converted file is for publishing, for other programs, and for
 looking at what a foreign file holds.
 """
 
@@ -182,7 +182,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], source: str, prefix: str |
         )
     names = {key: key for key in backbone} if family == "mmbivit" else own_names(backbone, num_stages)
     skipped |= {prefix + key: "the network computes it" for key in backbone if key not in names}
-    depths = _depths(names.values())
+    depths = _depths(names.values(), num_stages)
     known = _network_names(names.values(), depths)
     placed = {key: name for key, name in names.items() if name in known or _is_own_binary(name, family)}
     own = {name: own_value(name, backbone[key], family) for key, name in placed.items()}
@@ -257,12 +257,14 @@ def _is_own_binary(name: str, family: str) -> bool:
     return family == "mmbivit" and BINARY_ONLY.search(name) is not None
 
 
-def _depths(names: Iterable[str]) -> tuple[int, ...]:
-    matches = filter(None, (re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name) for name in names))
-    depths: dict[int, int] = {}
+def _depths(names: Iterable[str], num_stages: int) -> tuple[int, ...]:
+    """Return the blocks of each stage; longer numbers are of no network, and their keys get no place in this one."""
+    matches = filter(None, (re.match(r"stages\.(\d)\.blocks\.(\d{1,3})\.", name) for name in names))
+    depths = [1] * num_stages
     for stage, block in (map(int, match.groups()) for match in matches):
-        depths[stage] = max(depths.get(stage, 0), block + 1)
-    return tuple(depths.get(stage, 1) for stage in range(max(depths) + 1))
+        if stage < num_stages:
+            depths[stage] = max(depths[stage], block + 1)
+    return tuple(depths)
 
 
 def _find_arch(state_dict: dict[str, Tensor], depths: tuple[int, ...]) -> dict[str, Any]:
