@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "mmbivit"
 # From the roof down; what stands in one row does not import each other. Some are yet to be built.
 FLOORS = (
     ("doctor",),
+    ("demo",),
     ("report",),
     ("apis",),
     ("analysis",),

@@ -8,9 +8,8 @@ from rich.console import Console
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
-from mmbivit.apis.demo import FULL, QUICK, demo_steps, run_steps
 from mmbivit.apis.options import add_debug_option
-from mmbivit.report.demo import draw_comparison, predict_scenes, report_table
+from mmbivit.demo import FULL, QUICK, demo_steps, draw_comparison, predict_scenes, report_table, run_steps
 
 
 def parse_args() -> argparse.Namespace:

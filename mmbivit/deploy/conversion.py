@@ -1,7 +1,7 @@
 """Converting whole checkpoint files between our key names and timm's, with an account of every key.
 
-Loading needs none of this (see :mod:`mmbivit.checkpoints`): a converted file is for publishing, for other programs, and for
-looking at what a foreign file holds.
+Loading needs none of this (see :mod:`mmbivit.checkpoints`): a converted file is for publishing, for other programs,
+and for looking at what a foreign file holds.
 """
 
 import re

@@ -12,10 +12,10 @@ from pycocotools import mask as mask_utils
 from rich.console import Console
 
 from mmbivit import get_config
-from mmbivit.apis.demo import FULL, QUICK, Step, _run_logged, run_steps
 from mmbivit.datasets import DigitScenes, make_digit_scenes
+from mmbivit.demo.comparison import draw_comparison, read_metrics, report_table
+from mmbivit.demo.steps import FULL, QUICK, Step, _run_logged, run_steps
 from mmbivit.deploy import pack, save
-from mmbivit.report.demo import draw_comparison, read_metrics, report_table
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from mmbivit import config_path
 from mmbivit.analysis import ModelSize, model_size
 from mmbivit.analysis.figures.detections import detections_figure
 from mmbivit.apis.config import load_config
-from mmbivit.apis.demo import DemoPlan
 from mmbivit.apis.predict import predict
 from mmbivit.datasets import DigitScenes
 from mmbivit.deploy import load
+from mmbivit.report.plots.detections import read_annotations, read_detections, read_images
 
-from .plots.detections import read_annotations, read_detections, read_images
+from .steps import DemoPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
