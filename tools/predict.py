@@ -1,27 +1,10 @@
 """Use a detector or a classifier on image files: ``python tools/predict.py CONFIG CHECKPOINT IMAGES...``."""
 
 import argparse
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
-from mmbivit.apis import (
-    UnusableImagesError,
-    classify,
-    is_classifier,
-    load_config,
-    predict,
-    predictions_table,
-    refuse_options,
-    user_errors,
-)
-from mmbivit.apis.options import add_debug_option, add_pixels_option, add_trust_option, trusted
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
+from mmbivit.apis import UnusableImagesError, predict, print_predictions, user_errors
+from mmbivit.apis.options import add_debug_option, add_prediction_options, add_trust_option, trusted
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,20 +15,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="file or URL of the weights; timm://NAME for a float classifier")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders of images, glob patterns")
-    parser.add_argument(
-        "--out-dir",
-        metavar="DIR",
-        help="a detector's pictures go to DIR/vis and its detections as JSON to DIR/preds (needed); "
-        "a classifier's classes go as JSON to DIR/preds (default: only printed), and it writes no pictures",
-    )
-    parser.add_argument(
-        "--score-thr", type=float, metavar="SCORE", help="detectors only: lowest score that is drawn (default: 0.3)"
-    )
-    parser.add_argument("--topk", type=int, metavar="N", help="classifiers only: classes per image (default: 5)")
+    add_prediction_options(parser)
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the best available)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (default: 1)")
-    add_pixels_option(parser)
     add_trust_option(parser)
     add_debug_option(parser)
     return parser.parse_args()
@@ -54,43 +25,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool."""
     args = parse_args()
+    options = dict(score_thr=args.score_thr, topk=args.topk, device=args.device)
+    options |= dict(batch_size=args.batch_size, max_pixels=args.max_pixels)
     with user_errors(args.debug), trusted(args):
-        cfg = load_config(args.config)
-        run, show = (run_classifier, show_classes) if is_classifier(cfg) else (run_detector, show_detections)
         try:
-            show(run(cfg, args), args)
+            print_predictions(predict(args.config, args.checkpoint, args.images, args.out_dir, **options), args.out_dir)
         except UnusableImagesError as error:
-            show(error.results, args)
+            print_predictions(error.results, args.out_dir)
             raise
-
-
-def run_detector(cfg: "Config", args: argparse.Namespace) -> list[Path]:
-    """Write pictures and detections."""
-    refuse_options(cfg, topk=args.topk)
-    score_thr = {} if args.score_thr is None else dict(score_thr=args.score_thr)
-    options = dict(device=args.device, batch_size=args.batch_size, max_pixels=args.max_pixels)
-    return predict(args.config, args.checkpoint, args.images, args.out_dir, **score_thr, **options)
-
-
-def show_detections(files: list[Path], args: argparse.Namespace) -> None:
-    """Say where the pictures and detections are."""
-    print(f"Wrote {len(files)} pictures to {args.out_dir}/vis and their detections to {args.out_dir}/preds.")
-
-
-def run_classifier(cfg: "Config", args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Find the most likely classes, and write them where that is wanted."""
-    refuse_options(cfg, score_thr=args.score_thr)
-    topk = {} if args.topk is None else dict(topk=args.topk)
-    options = dict(device=args.device, batch_size=args.batch_size, max_pixels=args.max_pixels)
-    return classify(args.config, args.checkpoint, args.images, args.out_dir, **topk, **options)
-
-
-def show_classes(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print the most likely classes."""
-    # A pipe or a file has no width: nothing is cut there.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(predictions_table(results))
-    if args.out_dir is not None:
-        print(f"Wrote the classes of {len(results)} images to {args.out_dir}/preds.")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mmengine.config import Config
-from mmengine.fileio import YamlHandler, register_handler
 from mmengine.runner import Runner
 
 from mmbivit.checks import UserError, did_you_mean
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.engine.quiet import quiet
+from mmbivit.engine.safe_yaml import read_yaml_as_data
 from mmbivit.files import check_writable
 
-__all__ = ["is_classifier", "load_config", "refuse_options", "set_work_dir"]
+__all__ = ["is_classifier", "load_config", "set_work_dir"]
 
 # Our configs take these variables as the place of a checkpoint, with a default: '{{$VARIABLE:default}}'.
 CHECKPOINT_VARIABLES = {
@@ -41,30 +40,6 @@ _TYPES = {
     **dict.fromkeys(("load_from", "work_dir", "default_scope", "experiment_name", *CHECKPOINT_VARIABLES), str),
     **dict.fromkeys(("resume", "find_unused_parameters"), bool),
 }
-
-
-class _DataLoader(yaml.SafeLoader):
-    """YAML as data; of the tags that make Python objects it has tuples alone, which MMEngine writes itself."""
-
-
-class _FastDataLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """The same in C, which crashes on content that is nested too deeply."""
-
-
-for _loader in (_DataLoader, _FastDataLoader):
-    _loader.add_constructor(
-        "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-    )
-
-
-class _YamlHandler(YamlHandler):
-    """MMEngine's handler of YAML files, whose loader calls whatever function of Python a file names."""
-
-    def load_from_fileobj(self, file: Any, **_: Any) -> Any:
-        text = file.read()
-        # No level of nesting takes less than a bracket or a column.
-        depth = text.count("[") + text.count("{") + max(map(len, text.splitlines()), default=0)
-        return yaml.load(text, _FastDataLoader if depth < 2000 else _DataLoader)
 
 
 @quiet()
@@ -116,7 +91,7 @@ def load_config(
 
 
 def _read(path: Path) -> Config:
-    register_handler(["yaml", "yml"])(_YamlHandler)
+    read_yaml_as_data()
     try:
         return Config.fromfile(path)
     except OSError as error:  # of a base, most often
@@ -188,22 +163,6 @@ def is_classifier(cfg: Config) -> bool:
     """Whether a config is of an image classifier; any other is taken for a detector's."""
     model_type = (cfg.get("model") or {}).get("type")
     return str(getattr(model_type, "__name__", model_type)).endswith("ImageClassifier")
-
-
-def refuse_options(cfg: Config, **options: Any) -> None:
-    """Refuse options of the command line that a config's kind of model does not have.
-
-    Args:
-        cfg: the config.
-        options: value of each option, ``-`` in its name as ``_``; ``None`` and ``False`` mean that it is not given.
-
-    Raises:
-        ValueError: for the first option that is given.
-    """
-    this, other = ("a classifier", "detectors") if is_classifier(cfg) else ("a detector", "classifiers")
-    for name, value in options.items():
-        if value is not None and value is not False:
-            raise UserError(f"--{name.replace('_', '-')} is for {other}, and {cfg.filename} is the config of {this}")
 
 
 @contextmanager

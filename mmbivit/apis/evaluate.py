@@ -18,6 +18,8 @@ from mmbivit.checkpoints import checkpoint_path, use_safe_loading
 from mmbivit.checks import UserError
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.datasets.wrappers import inner_dataset
+from mmbivit.deploy import load
+from mmbivit.deploy.header import read_header
 from mmbivit.engine import WorkerEndHook
 from mmbivit.engine.device import distributed, set_launcher
 from mmbivit.engine.quiet import quiet
@@ -27,9 +29,8 @@ from mmbivit.engine.unwrapping import unwrapped_model
 from mmbivit.files import check_writable
 
 from .checkpoints import load_classifier, load_detector
-from .config import is_classifier, load_config, refuse_options, set_work_dir
-from .packed import load_into, load_packed, use_packed_backbone
-from .predict import is_packed_file
+from .config import load_config, set_work_dir
+from .route import Route, find_route
 
 __all__ = ["evaluate", "evaluation_config"]
 
@@ -71,9 +72,9 @@ def evaluation_config(
         ValueError: if an option does not fit the config; the message names the option.
     """
     cfg = load_config(config, cfg_options)
-    if is_classifier(cfg):
-        refuse_options(cfg, tta=tta, show=show, show_dir=show_dir)
-    if is_packed_file(checkpoint):
+    route = find_route(cfg, checkpoint)
+    route.refuse_options(tta=tta, show=show, show_dir=show_dir)
+    if route.packed:
         _refuse_for_packed(checkpoint, tta, launcher, cfg_options)
     set_work_dir(cfg, work_dir)
     set_launcher(cfg, launcher)
@@ -113,30 +114,29 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
     notes = check_coco_data(cfg, modes=["test"])
     check_image_data(cfg, modes=["test"])
     with distributed(cfg), without_formulas():
-        return _evaluate(cfg, out, notes)
+        route = find_route(cfg, str(checkpoint_path(cfg.load_from)))
+        return _evaluate(cfg, route, out, notes)
 
 
-def _evaluate(cfg: Config, out: str | Path | None, notes: Iterable[str]) -> dict[str, float]:
-    checkpoint = str(checkpoint_path(cfg.load_from))
-    packed = None
-    if is_packed_file(checkpoint):
-        packed = load_packed(checkpoint, "classifier" if is_classifier(cfg) else "detector")
-        use_packed_backbone(cfg, packed)
+def _evaluate(cfg: Config, route: Route, out: str | Path | None, notes: Iterable[str]) -> dict[str, float]:
+    packed = _load_packed(route) if route.packed else None
+    if packed is not None:
+        cfg.model.backbone = dict(packed.backbone.options, type=f"mmbivit.{type(packed.backbone).__name__}")
     cfg.load_from = None  # MMEngine only warns of missing weights, and would evaluate a network with random ones
     runner = build_runner(cfg, notes)
     runner.register_hook(WorkerEndHook())
     model = _built_model(runner)
     if packed is not None:
-        load_into(model, packed, checkpoint)
-    elif is_classifier(cfg):
-        load_classifier(model, checkpoint)
+        _load_into(model, packed, route.checkpoint)
+    elif route.kind == "classifier":
+        load_classifier(model, route.checkpoint)
     elif isinstance(model, BaseTTAModel):
-        load_detector(model.module, checkpoint, left_over=MASK_HEAD)
+        load_detector(model.module, route.checkpoint, left_over=MASK_HEAD)
     else:
-        load_detector(model, checkpoint)
-    print_log(f"Load checkpoint from {checkpoint}", "current")
+        load_detector(model, route.checkpoint)
+    print_log(f"Load checkpoint from {route.checkpoint}", "current")
     if out is not None:
-        runner.test_evaluator.metrics.append(_dump_metric(cfg, str(out)))
+        runner.test_evaluator.metrics.append(_dump_metric(route.kind, str(out)))
     return runner.test()
 
 
@@ -159,8 +159,32 @@ def _refuse_for_packed(checkpoint: str | Path, tta: bool, launcher: str, cfg_opt
             raise UserError(f"--cfg-options {key}: the backbone is that of {checkpoint}, which is packed")
 
 
-def _dump_metric(cfg: Config, out: str) -> BaseMetric:
-    if is_classifier(cfg):
+def _load_packed(route: Route) -> nn.Module:
+    """Load a packed model; raises a ValueError if the file is of another kind than the config."""
+    found = read_header(route.checkpoint).kind
+    if found != route.kind:
+        raise UserError(f"{route.checkpoint} is a packed {found}; expected a packed {route.kind}")
+    return load(route.checkpoint)
+
+
+def _load_into(model: nn.Module, packed: nn.Module, file: str | Path) -> None:
+    """Copy the tensors of a packed model into one that a config describes, and stay on the CPU, as the kernels do.
+
+    Raises:
+        ValueError: if the config's model is another one; the message names the first tensor that does not fit.
+    """
+    try:
+        model.load_state_dict(packed.state_dict())
+    except (RuntimeError, ValueError) as error:  # torch's list of all that does not fit, or of our own checks
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 else lines[0]
+        raise UserError(f"{file} does not fit the config's model: {reason[:300]}") from error
+    model.dataset_meta = packed.dataset_meta
+    model.to("cpu")
+
+
+def _dump_metric(kind: str, out: str) -> BaseMetric:
+    if kind == "classifier":
         return DumpResults(out_file_path=out)
     # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
     from mmdet.evaluation import DumpDetResults

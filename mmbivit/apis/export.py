@@ -1,14 +1,125 @@
-"""Export of trained networks."""
+"""Export of trained networks: packed files, and ONNX."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from mmbivit.checks import UserError
+from mmbivit.deploy import load, pack, save
+from mmbivit.deploy.header import SUFFIX, read_header
 from mmbivit.deploy.onnx_export import OnnxComparison, check_options, write_onnx
 from mmbivit.engine.quiet import quiet
+from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
+from .route import is_packed_file
 
-__all__ = ["export_onnx"]
+__all__ = ["Export", "export_onnx", "export_packed", "export_table"]
+
+BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export made of a checkpoint.
+
+    Attributes:
+        kind: ``backbone``, ``classifier`` or ``detector``.
+        float_bytes: weights and statistics of the checkpoint's network.
+        float_backbone_bytes: those of its backbone.
+        packed_bytes: the packed tensors.
+        packed_backbone_bytes: those of the backbone.
+        file_bytes: the packed file.
+        difference: largest difference of the reloaded backbone's features from the simulated ones on a random image,
+            relative to their largest value.
+    """
+
+    kind: str
+    float_bytes: int
+    float_backbone_bytes: int
+    packed_bytes: int
+    packed_backbone_bytes: int
+    file_bytes: int
+    difference: float
+
+
+@quiet()
+def export_packed(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    backbone_only: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+) -> Export:
+    """Pack a trained detector or classifier into a file, reload that, and compare it with the simulated network.
+
+    Args:
+        config: the config file that the network was trained with.
+        checkpoint: file or URL of the weights, from training stage 2.
+        out: the packed file, ``*.safetensors``.
+        backbone_only: leave the classifier's head or the detector's neck and heads out.
+        cfg_options: changes of the config by dotted key.
+
+    Raises:
+        FileNotFoundError: if config or checkpoint does not exist.
+        OSError: if ``out`` cannot be written, before anything is loaded.
+        ValueError: if the checkpoint is of another network or of stage 1, or the network cannot be packed or stored.
+    """
+    if Path(out).suffix != SUFFIX:
+        raise UserError(f"OUT {out}: a packed file is written in safetensors; expected a name that ends in {SUFFIX}")
+    if is_packed_file(checkpoint):
+        raise UserError(f"{checkpoint} is packed already; expected a checkpoint that tools/train.py wrote")
+    check_writable("OUT", out)
+    cfg = load_config(config, cfg_options)
+    model = load_trained_model(cfg, checkpoint)
+    packed = pack(model)
+    save(packed.backbone if backbone_only else packed, out, cfg)
+    reloaded = load(out)
+    simulated, state = model.state_dict(), reloaded.state_dict()
+    return Export(
+        kind=read_header(out).kind,
+        float_bytes=_bytes(simulated),
+        float_backbone_bytes=_bytes(simulated, BACKBONE),
+        packed_bytes=_bytes(state),
+        packed_backbone_bytes=_bytes(state, "" if backbone_only else BACKBONE),
+        file_bytes=Path(out).stat().st_size,
+        difference=_difference(model.backbone, reloaded if backbone_only else reloaded.backbone),
+    )
+
+
+def export_table(export: Export) -> Table:
+    """Make a table of the sizes that :func:`export_packed` returns, in MB (10^6 bytes)."""
+    table = Table("MB", "float32", "packed", "smaller by")
+    rows = [("backbone", export.float_backbone_bytes, export.packed_backbone_bytes)]
+    whole = export.float_backbone_bytes
+    if export.kind != "backbone":
+        rest = export.packed_bytes - export.packed_backbone_bytes
+        name = "head" if export.kind == "classifier" else "neck and heads"
+        rows.append((f"{name}, as they are", export.float_bytes - export.float_backbone_bytes, rest))
+        whole = export.float_bytes
+    rows.append(("file", whole, export.file_bytes))
+    for name, before, after in rows:
+        table.add_row(name, f"{before / 1e6:.2f}", f"{after / 1e6:.2f}", f"{before / max(after, 1):.1f}x")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.caption = f"difference from simulated: {export.difference:.1e} (relative)"
+    return table
+
+
+def _bytes(state: dict[str, Tensor], prefix: str = "") -> int:
+    return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(prefix))
+
+
+@torch.no_grad()
+def _difference(simulated: nn.Module, packed: nn.Module) -> float:
+    images = torch.randn(1, simulated.in_channels, 224, 224, generator=torch.Generator().manual_seed(0))
+    pairs = zip(simulated(images), packed(images), strict=True)
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
 
 
 @quiet()

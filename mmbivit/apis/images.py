@@ -1,18 +1,71 @@
 """Image files for predictions: those that cannot be used are noted, and the others are predicted."""
 
-from collections.abc import Callable, Iterable, Iterator
+import glob
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
+from mmengine.config import Config
 from PIL import Image
 
 from mmbivit.checks import UserError
+from mmbivit.datasets.wrappers import inner_dataset
 
-__all__ = ["MAX_PIXELS", "check_is_image", "load_usable"]
+__all__ = ["MAX_PIXELS", "check_is_image", "find_images", "load_usable", "transforms_of"]
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 50_000_000  # a detector that draws its detections takes about 150 bytes for each, a classifier 7
+
+
+def find_images(inputs: Sequence[str | Path], unique_names: bool = True) -> list[Path]:
+    """Expand files, folders (their images, not those of folders inside) and glob patterns to image files.
+
+    Args:
+        inputs: the files, folders and patterns.
+        unique_names: refuse two files of the same name up to the suffix, which would write to the same output.
+
+    Raises:
+        FileNotFoundError: if a file does not exist, or a folder or pattern has no image.
+        ValueError: if a name is not unique.
+    """
+    found: list[Path] = []
+    for item in map(str, inputs):
+        if Path(item).is_dir():
+            names = (file for file in Path(item).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(file for file in names if not file.is_dir())
+            if not files:
+                raise FileNotFoundError(f"folder {item} has no image")
+        elif Path(item).exists():
+            files = [Path(item)]
+        elif not glob.has_magic(item):
+            raise FileNotFoundError(f"image {item} does not exist")
+        else:
+            files = sorted(Path(file) for file in glob.glob(item, recursive=True) if not Path(file).is_dir())
+            if not files:
+                raise FileNotFoundError(f"no file matches {item}")
+        found += files
+    found = list(dict.fromkeys(found))
+    name, count = Counter(file.stem for file in found).most_common(1)[0] if found else ("", 0)
+    if unique_names and count > 1:
+        same = ", ".join(str(file) for file in found if file.stem == name)
+        raise UserError(f"{same}: outputs are named after the image, so give images of equal names in separate calls")
+    return found
+
+
+def transforms_of(cfg: Config) -> list[dict[str, Any]]:
+    """Return the transforms of a config's test data, of its validation data if it has none.
+
+    Raises:
+        ValueError: if it has neither.
+    """
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+    pipeline = inner_dataset(loader["dataset"]).get("pipeline") if loader else None
+    if not pipeline:
+        raise UserError(f"{cfg.filename} has no test_dataloader with a pipeline, whose transforms images need")
+    return pipeline
 
 
 def load_usable(

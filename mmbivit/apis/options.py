@@ -14,7 +14,7 @@ from .images import MAX_PIXELS
 __all__ = [
     "ConfigOptions",
     "add_debug_option",
-    "add_pixels_option",
+    "add_prediction_options",
     "add_run_options",
     "add_trust_option",
     "set_local_rank",
@@ -65,8 +65,20 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or MMBIVIT_DEBUG=1)")
 
 
-def add_pixels_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--max-pixels``."""
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """Add the images, and what predictions have in common."""
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders of images, glob patterns")
+    parser.add_argument(
+        "--out-dir",
+        metavar="DIR",
+        help="a detector's pictures go to DIR/vis and its detections as JSON to DIR/preds (needed); "
+        "a classifier's classes go as JSON to DIR/preds (default: only printed), and it writes no pictures",
+    )
+    parser.add_argument(
+        "--score-thr", type=float, metavar="SCORE", help="detectors only: lowest score that is drawn (default: 0.3)"
+    )
+    parser.add_argument("--topk", type=int, metavar="N", help="classifiers only: classes per image (default: 5)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (default: 1)")
     parser.add_argument(
         "--max-pixels",
         type=int,

@@ -75,10 +75,12 @@ def predict_scenes(plan: DemoPlan, out: Path, count: int) -> dict[str, list[Path
     data = DigitScenes.load(out / "data")
     images = sorted(data.image_dir("val").iterdir())[:count]
     runs = {"float Mask R-CNN": ("float", plan.float_config), "SI-BiViT": ("sibivit", plan.binary_config)}
-    return {
-        title: predict(config_path(config), out / name / "last.pth", images, out / "predictions" / name, batch_size=8)
-        for title, (name, config) in runs.items()
-    }
+    found = {}
+    for title, (name, config) in runs.items():
+        weights, folder = out / name / "last.pth", out / "predictions" / name
+        results = predict(config_path(config), weights, images, folder, batch_size=8)
+        found[title] = [result["json_file"] for result in results]
+    return found
 
 
 def draw_comparison(data: Path, predictions: dict[str, Sequence[Path]], score_thr: float = 0.5) -> "Figure":

@@ -14,10 +14,11 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmbivit.apis.checkpoints import load_trained_model
-from mmbivit.apis.classify import build_transform, load_image
+from mmbivit.apis.classification import classification_transform, load_image
 from mmbivit.apis.config import is_classifier, load_config
-from mmbivit.apis.images import check_is_image
-from mmbivit.apis.predict import detection_transform, find_images, refuse_packed_file
+from mmbivit.apis.detection import detection_transform
+from mmbivit.apis.images import check_is_image, find_images
+from mmbivit.apis.route import refuse_packed_file
 from mmbivit.checks import UserError
 from mmbivit.datasets import set_data_root
 from mmbivit.engine.decoupled_training_hook import build_teacher, find_staged_backbone
@@ -101,7 +102,7 @@ def load_images(cfg: Config, model: nn.Module, images: list[str | Path]) -> Iter
     """
     files = find_images(images, unique_names=False)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
-        transform = build_transform(cfg) if is_classifier(cfg) else detection_transform(cfg)
+        transform = classification_transform(cfg) if is_classifier(cfg) else detection_transform(cfg)
     for file in files:
         check_is_image(file)
         if is_classifier(cfg):

@@ -129,7 +129,6 @@ def test_weights_that_do_not_fit_a_detector_are_named(configs, float_checkpoint,
     refuse("no place, first roi_head.mask_head", **{"model.roi_head.mask_head": None})
     # With --tta the mask head is left out, and nothing else.
     refuse("1 tensors of it have no place, first neck.other", checkpoint=tmp_path / "more.pth", tta=True)
-    refuse("is of a float network, the config's is binary", "binary", tta=True)
 
 
 @pytest.mark.parametrize(

@@ -21,18 +21,13 @@ from rich.console import Console
 import mmbivit
 from mmbivit.apis import (
     UnusableImagesError,
-    classify,
-    classify_packed,
-    detect_packed,
     evaluate,
     evaluation_config,
     export_packed,
     export_table,
     load_config,
-    packed_kind,
     predict,
 )
-from mmbivit.apis.packed import load_into, use_packed_backbone
 from mmbivit.deploy import PackedSwinTransformer, load, pack, save
 from mmbivit.deploy.header import PackedFile, read_header
 from mmbivit.deploy.whole_models import describe_detector, detector_builder
@@ -210,10 +205,10 @@ def test_packed_detector_draws_and_writes_what_the_simulated_one_detects(
     cv2.imwrite(str(tmp_path / "grey.jpg"), np.full((70, 50), 90, np.uint8))
     images = [*images, tmp_path / "grey.jpg"]
     simulated = predict(configs["binary"], detector[1], images, tmp_path / "simulated")
-    written = detect_packed(detector_file, images, tmp_path / "packed", score_thr=0.1, batch_size=2)
-    assert [file.name for file in written] == [f"{image.stem}.json" for image in images]
+    written = predict(None, detector_file, images, tmp_path / "packed", score_thr=0.1, batch_size=2)
+    assert [result["img_path"] for result in written] == list(map(str, images))
     for image, a, b in zip(images, simulated, written, strict=True):
-        a, b = (json.loads(file.read_text()) for file in (a, b))
+        a, b = (json.loads(result["json_file"].read_text()) for result in (a, b))
         assert a["labels"] == b["labels"]
         np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)  # float32 sums in another order
         np.testing.assert_allclose(a["bboxes"], b["bboxes"], atol=1e-2)
@@ -226,72 +221,41 @@ def test_packed_classifier_gives_what_the_simulated_one_does(
     classifier_configs, classifier, classifier_file, image_folders, tmp_path
 ):
     folder = image_folders / "val" / "red"
-    simulated = classify(classifier_configs["binary"], classifier[1], [folder])
-    results = classify_packed(classifier_file, [folder], tmp_path, batch_size=2)
+    simulated = predict(classifier_configs["binary"], classifier[1], [folder])
+    results = predict(None, classifier_file, [folder], tmp_path, batch_size=2)
     for a, b in zip(simulated, results, strict=True):
         assert (a["img_path"], a["labels"], a["names"]) == (b["img_path"], b["labels"], b["names"])
         np.testing.assert_allclose(a["scores"], b["scores"], rtol=1e-4)
         assert json.loads((tmp_path / "preds" / f"{Path(b['img_path']).stem}.json").read_text()) == b
-    (best,) = classify_packed(classifier_file, [folder / "red_0.png"], topk=1)
+    (best,) = predict(None, classifier_file, [folder / "red_0.png"], topk=1)
     assert best["labels"] == results[0]["labels"][:1]
 
 
 def test_good_images_are_predicted_and_bad_ones_named(detector_file, classifier_file, tmp_path):
     folder, out = write_images(tmp_path / "images"), tmp_path / "out"
-    with pytest.raises(UnusableImagesError) as detected:
-        detect_packed(detector_file, [folder], out, batch_size=2)
-    with pytest.raises(UnusableImagesError) as classified:
-        classify_packed(classifier_file, [folder], batch_size=2)
-    assert [file.stem for file in detected.value.results] == [Path(name).stem for name in USABLE]
-    assert [Path(result["img_path"]).name for result in classified.value.results] == list(USABLE)
-    for caught in (detected, classified):
+    for file in (detector_file, classifier_file):
+        with pytest.raises(UnusableImagesError) as caught:
+            predict(None, file, [folder], out, batch_size=2)
+        assert [Path(result["img_path"]).name for result in caught.value.results] == list(USABLE)
         check_problems(caught.value.problems, folder)
-    with pytest.raises(UnusableImagesError, match="a_first.png has 64 x 48 pixels, more than --max-pixels 99"):
-        detect_packed(detector_file, [folder / USABLE[0]], out, max_pixels=99)
-    with pytest.raises(UnusableImagesError, match="a_first.png has 64 x 48 pixels, more than --max-pixels 99"):
-        classify_packed(classifier_file, [folder / USABLE[0]], max_pixels=99)
+        with pytest.raises(UnusableImagesError, match="a_first.png has 64 x 48 pixels, more than --max-pixels 99"):
+            predict(None, file, [folder / USABLE[0]], out, max_pixels=99)
 
 
-def test_bad_input_of_predictions_is_named(
-    configs, classifier_configs, detector_file, classifier_file, classifier, images, tmp_path
-):
-    for function, file in ((detect_packed, classifier_file), (classify_packed, detector_file)):
-        with pytest.raises(ValueError, match="is a packed (classifier|detector); expected a packed (detector|class)"):
-            function(file, images, tmp_path)
-    with pytest.raises(ValueError, match="--out-dir DIR is needed"):
-        detect_packed(detector_file, images)
-    with pytest.raises(ValueError, match="--batch-size=0"):
-        detect_packed(detector_file, images, tmp_path, batch_size=0)
-    with pytest.raises(ValueError, match="--max-pixels=0"):
-        detect_packed(detector_file, images, tmp_path, max_pixels=0)
-    with pytest.raises(ValueError, match="--score-thr=nan"):
-        detect_packed(detector_file, images, tmp_path, score_thr=float("nan"))
-    with pytest.raises(ValueError, match="--topk=0"):
-        classify_packed(classifier_file, images, topk=0)
-    with pytest.raises(FileNotFoundError, match="packed file no.safetensors does not exist"):
-        detect_packed("no.safetensors", images, tmp_path)
-    with pytest.raises(FileNotFoundError, match="image no.png does not exist"):
-        detect_packed(detector_file, ["no.png"], tmp_path)
+def test_bad_input_of_predictions_is_named(detector_file, classifier_file, classifier, images, tmp_path):
+    def refuse(message, file, *args, error=ValueError, **options):
+        with pytest.raises(error, match=message):
+            predict(None, file, images, *args, **options)
+
+    refuse("--out-dir DIR is needed", detector_file)
+    refuse("--topk is for classifiers, and .* is of a detector", detector_file, tmp_path, topk=2)
+    refuse("--score-thr is for detectors, and .* is of a classifier", classifier_file, score_thr=0.0)
+    refuse("--device cuda|runs on the CPU", classifier_file, device="cuda:0")
+    refuse("packed file no.safetensors does not exist", "no.safetensors", tmp_path, error=FileNotFoundError)
     save(pack(classifier[0]), tmp_path / "no_config.safetensors")
-    with pytest.raises(ValueError, match="has no transforms of test images; export it with a config"):
-        classify_packed(tmp_path / "no_config.safetensors", images)
-    for function, config in ((predict, configs), (classify, classifier_configs)):
-        with pytest.raises(
-            ValueError, match="needs no config: python tools/deployment/predict_packed.py x.safetensors"
-        ):
-            function(config["binary"], "x.safetensors", images)
-
-
-def test_kind_decides_on_options(detector_file, classifier_file, classifier, tmp_path):
-    assert packed_kind(detector_file, detector_score_thr=0.1, classifier_topk=None) == "detector"
-    assert packed_kind(classifier_file, detector_score_thr=None, classifier_topk=2) == "classifier"
-    with pytest.raises(ValueError, match="--topk is for classifiers, and .* is of a detector"):
-        packed_kind(detector_file, detector_score_thr=None, classifier_topk=2)
-    with pytest.raises(ValueError, match="--score-thr is for detectors, and .* is of a classifier"):
-        packed_kind(classifier_file, detector_score_thr=0.0, classifier_topk=None)
+    refuse("has no transforms of test images; export it", tmp_path / "no_config.safetensors")
     save(pack(classifier[0].backbone), tmp_path / "backbone.safetensors")
-    with pytest.raises(ValueError, match="is of a backbone alone, which predicts nothing; export the whole model"):
-        packed_kind(tmp_path / "backbone.safetensors")
+    refuse("is of a backbone alone, which predicts nothing", tmp_path / "backbone.safetensors")
 
 
 # Evaluation
@@ -354,17 +318,6 @@ def test_accuracy_is_that_of_the_simulated_classifier(tested, classifier, classi
         np.testing.assert_allclose(a["pred_scores"], b["pred_scores"], rtol=1e-4)
 
 
-def test_model_of_another_config_is_named(classifier_configs, classifier_file):
-    packed = load(classifier_file)
-    cfg = load_config(classifier_configs["binary"], {"model.num_classes": 4})
-    use_packed_backbone(cfg, packed)
-    with DefaultScope.overwrite_default_scope("mmengine"):
-        model = MODELS.build(cfg.model)
-    with pytest.raises(ValueError, match="classifier.safetensors does not fit the config's model: .*4") as caught:
-        load_into(model, packed, classifier_file)
-    assert "\n" not in str(caught.value)
-
-
 def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_file, detector, tmp_path):
     def refuse(message, file=detector_file, name="detector", **options):
         with pytest.raises(ValueError, match=message) as caught:
@@ -375,6 +328,8 @@ def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_
     refuse("is a packed backbone; expected a packed detector", tmp_path / "backbone.safetensors")
     refuse("is a packed backbone; expected a packed classifier", tmp_path / "backbone.safetensors", "classifier")
     refuse("is a packed classifier; expected a packed detector", classifier_file)
+    options = {"model.roi_head.bbox_head.fc_out_channels": 5, "experiment_name": f"{tmp_path.name}_5"}
+    refuse("does not fit the config's model: size mismatch for roi_head.bbox_head", cfg_options=options)
     refuse("--tta is for checkpoints of training", tta=True)
     refuse("--launcher pytorch: .* is packed", launcher="pytorch")
     refuse("--cfg-options model.backbone.mlp_ratio: ", cfg_options={"model.backbone.mlp_ratio": 4})

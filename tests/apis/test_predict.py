@@ -1,4 +1,4 @@
-"""Detections for image files."""
+"""Predictions for image files: what all networks have in common, and detections."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from mmbivit.apis import UnusableImagesError, find_images, predict
+from mmbivit.apis import UnusableImagesError, predict
+from mmbivit.apis.images import find_images
 from tests.apis.damaged_images import USABLE, check_problems, write_images
 
 
@@ -48,9 +49,11 @@ def test_missing_files_and_equal_names_are_named(folder, tmp_path):
 def test_pictures_and_json_equal_mmdets_inferencer(configs, float_checkpoint, folder, tmp_path):
     from mmdet.apis import DetInferencer
 
-    files = predict(configs["float"], float_checkpoint, [folder], tmp_path / "out", device="cpu")
+    results = predict(configs["float"], float_checkpoint, [folder], tmp_path / "out", device="cpu")
 
-    assert files == [tmp_path / "out" / "preds" / name for name in ("a.json", "b.json")]
+    files = [tmp_path / "out" / "preds" / name for name in ("a.json", "b.json")]
+    paths = [str(folder / name) for name in ("a.JPG", "b.png")]
+    assert results == [dict(img_path=path, json_file=file) for path, file in zip(paths, files, strict=True)]
     assert sorted(path.name for path in (tmp_path / "out" / "vis").iterdir()) == ["a.JPG", "b.png"]
     inferencer = DetInferencer(str(configs["float"]), str(float_checkpoint), device="cpu", show_progress=False)
     for name, file, size in (("a.JPG", files[0], (40, 64)), ("b.png", files[1], (64, 48))):
@@ -68,8 +71,12 @@ def test_good_images_are_predicted_and_bad_ones_named(configs, float_checkpoint,
     with pytest.raises(UnusableImagesError) as caught:
         predict(configs["float"], float_checkpoint, [folder], out, batch_size=batch_size)
     check_problems(caught.value.problems, folder)
-    assert caught.value.results == [(out / "preds" / name).with_suffix(".json") for name in USABLE]
-    assert all(len(json.loads(file.read_text())["scores"]) == 5 for file in caught.value.results)
+    results = caught.value.results
+    assert [result["img_path"] for result in results] == [str(folder / name) for name in USABLE]
+    assert [result["json_file"] for result in results] == [
+        (out / "preds" / name).with_suffix(".json") for name in USABLE
+    ]
+    assert all(len(json.loads(result["json_file"].read_text())["scores"]) == 5 for result in results)
     assert sorted(path.name for path in (out / "vis").iterdir()) == list(USABLE)
     assert not any("Bomb" in type(warning).__name__ or "bomb" in str(warning.message) for warning in recwarn)
 
@@ -103,13 +110,7 @@ def test_a_file_that_may_not_be_read_is_named(configs, float_checkpoint, folder,
     monkeypatch.setattr(Path, "open", refuse)  # root may read everything
     with pytest.raises(UnusableImagesError, match=r"Permission denied: .*a.JPG") as caught:
         predict(configs["float"], float_checkpoint, [folder], tmp_path / "out")
-    assert [file.name for file in caught.value.results] == ["b.json"]
-
-
-def test_weights_that_do_not_fit_are_named(configs, float_checkpoint, folder, tmp_path):
-    with pytest.raises(ValueError, match="is of a float network, the config's is binary"):
-        predict(configs["binary"], float_checkpoint, [folder], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [result["json_file"].name for result in caught.value.results] == ["b.json"]
 
 
 def test_mmdets_inferencer_warns_of_float_weights(configs, float_checkpoint, monkeypatch):
@@ -130,31 +131,41 @@ def test_batch_size_changes_no_detection(configs, float_checkpoint, folder, tmp_
     results = []
     for batch_size in (1, 2):
         out = tmp_path / str(batch_size)
-        files = predict(configs["float"], float_checkpoint, [f"{folder}/*.png"], out, batch_size=batch_size)
-        results.append([json.loads(file.read_text()) for file in files])
+        found = predict(configs["float"], float_checkpoint, [f"{folder}/*.png"], out, batch_size=batch_size)
+        results.append([json.loads(result["json_file"].read_text()) for result in found])
     assert len(results[0]) == 4
     for one, two in zip(*results, strict=True):
         np.testing.assert_allclose(one["bboxes"], two["bboxes"], atol=1e-3)  # float32 sums in another order
         np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
 
 
-def test_options_without_sense_are_named(configs, float_checkpoint, folder, monkeypatch):
-    with pytest.raises(ValueError, match="--batch-size=0"):
-        predict(configs["float"], float_checkpoint, [folder], "out", batch_size=0)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="--device cuda:0: PyTorch finds no CUDA"):
-        predict(configs["float"], float_checkpoint, [folder], "out", device="cuda:0")
-    with pytest.raises(FileNotFoundError, match=r"checkpoint no.pth does not exist"):
-        predict(configs["float"], "no.pth", [folder], "out")
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("batch_size", (0,)),
+        ("max_pixels", (0,)),
+        ("topk", (0,)),
+        ("score_thr", (float("nan"), -0.1, 1.1)),
+        ("device", ("foo", "cuda:99", "cuda:x", "meta", "xpu")),
+    ],
+)
+def test_options_without_sense_are_named_first(option, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^--{option.replace('_', '-')}"):
+            predict("no.py", "no.pth", ["no.jpg"], "out", **{option: value})
 
 
-@pytest.mark.parametrize("device", ["foo", "cuda:99", "cuda:x", "meta", "xpu"])
-def test_a_device_that_cannot_be_used_is_named(configs, folder, device):
-    with pytest.raises(ValueError, match=f"--device {device}"):
-        predict(configs["float"], "x.pth", [folder], "out", device=device)
+def test_bad_input_is_named_before_anything_is_loaded(configs, classifier_configs, folder, tmp_path):
+    def refuse(message, *args, error=ValueError, **options):
+        with pytest.raises(error, match=message):
+            predict(*args, **options)
 
-
-@pytest.mark.parametrize("score_thr", [float("nan"), -0.1, 1.1])
-def test_a_score_that_cannot_be_is_named(configs, folder, score_thr):
-    with pytest.raises(ValueError, match="--score-thr"):
-        predict(configs["float"], "x.pth", [folder], "out", score_thr=score_thr)
+    images, out = [folder], tmp_path / "out"
+    refuse("--out-dir DIR is needed", configs["float"], "no.pth", images)
+    refuse("no.pth does not exist", configs["float"], "no.pth", images, out, error=FileNotFoundError)
+    refuse("no.jpg does not exist", configs["float"], "no.pth", ["no.jpg"], out, error=FileNotFoundError)
+    refuse("--topk is for classifiers, .* of a detector", configs["float"], "no.pth", images, out, topk=2)
+    refuse("--score-thr is for detectors, .* of a classifier", classifier_configs["float"], "x", images, score_thr=0.0)
+    refuse("predict_packed.py x.safetensors", configs["float"], "x.safetensors", images, out)
+    refuse("predict_packed.py x.safetensors", classifier_configs["float"], "x.safetensors", images)
+    assert not out.exists()

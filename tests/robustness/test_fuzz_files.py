@@ -19,7 +19,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
-from mmbivit.apis import classify_packed, detect_packed, export_packed
+from mmbivit.apis import export_packed, predict
 from mmbivit.apis.checkpoints import load_classifier
 from mmbivit.apis.config import load_config
 from mmbivit.apis.options import ConfigOptions
@@ -142,7 +142,6 @@ def packed_models(configs, classifier_configs, tmp_path_factory) -> dict[str, Pa
 def test_packed_models_that_load_predict(packed_models, coco, image_folders, tmp_path, rng, kind):
     good, header = packed_models[kind], read_header(packed_models[kind])
     image = next(dict(detector=coco, classifier=image_folders)[kind].rglob("*.png"))
-    predict = dict(detector=detect_packed, classifier=classify_packed)[kind]
     number = 0
     for _ in range(60 * ROUNDS):
         name = rng.choice(("model", "model", "pipeline", "dataset_meta", "architecture"))
@@ -152,7 +151,7 @@ def test_packed_models_that_load_predict(packed_models, coco, image_folders, tmp
             number += 1
         elif read_header(file).pipeline:
             with limits():
-                predict(file, [image], tmp_path)
+                predict(None, file, [image], tmp_path)
     assert 20 * ROUNDS < number < 60 * ROUNDS
 
 

@@ -10,7 +10,6 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from mmbivit.apis import (
-    classify,
     export_onnx,
     export_packed,
     load_config,
@@ -257,7 +256,7 @@ def test_functions_refuse_it_too(places, bad, trap):
     out = places["out"]
     for function in (
         lambda: predict(places["detector"], bad, [places["image"]], out, device="cpu"),
-        lambda: classify(places["classifier"], bad, [places["image"]], device="cpu"),
+        lambda: predict(places["classifier"], bad, [places["image"]], device="cpu"),
         lambda: export_packed(places["binary"], bad, out / "x.safetensors"),
         lambda: export_onnx(places["classifier"], bad, out / "x.onnx", size=(32, 32)),
     ):

@@ -36,7 +36,7 @@ def call(monkeypatch, tool: str, *args: object) -> int:
 def calls(monkeypatch) -> dict[str, tuple]:
     """What the tools pass on, instead of what they would do with it."""
     seen = {}
-    for name in ("train_config", "train", "evaluation_config", "evaluate", "predict", "classify"):
+    for name in ("train_config", "train", "evaluation_config", "evaluate", "predict", "print_predictions"):
 
         def record(*args, _name=name, **kwargs):
             seen[_name] = (args, kwargs)
@@ -101,28 +101,21 @@ def test_test_passes_every_option_on(monkeypatch, calls):
     assert calls["evaluate"] == ((["evaluation_config"],), {"out": "o.pkl"})
 
 
-def test_predict_passes_every_option_on(monkeypatch, calls, configs):
-    config = str(configs["float"])
-    options = "--out-dir o --score-thr 0.5 --device cpu --batch-size 4 --max-pixels 7"
-    assert call(monkeypatch, "predict.py", config, "x.pth", "a.jpg", "b", *options.split()) == 0
-    assert calls["predict"] == (
-        (config, "x.pth", ["a.jpg", "b"], "o"),
-        dict(score_thr=0.5, device="cpu", batch_size=4, max_pixels=7),
-    )
-
-
-def test_predict_passes_every_option_on_for_a_classifier(monkeypatch, calls, classifier_configs):
-    config = str(classifier_configs["float"])
-    monkeypatch.setattr("mmbivit.apis.predictions_table", str)
-    options = "--out-dir o --topk 2 --device cpu --batch-size 4 --max-pixels 7"
-    assert call(monkeypatch, "predict.py", config, "x.pth", "a.jpg", "b", *options.split()) == 0
-    assert calls["classify"] == (
-        (config, "x.pth", ["a.jpg", "b"], "o"),
-        dict(topk=2, device="cpu", batch_size=4, max_pixels=7),
-    )
-    call(monkeypatch, "predict.py", config, "x.pth", "a.jpg")
-    options = dict(device=None, batch_size=1, max_pixels=MAX_PIXELS)
-    assert calls["classify"] == ((config, "x.pth", ["a.jpg"], None), options)
+def test_predictions_get_every_option(monkeypatch, calls):
+    for tool, weights, device in (
+        ("predict.py", ("c.py", "x.pth"), dict(device="cpu")),
+        ("deployment/predict_packed.py", (None, "x.safetensors"), {}),
+    ):
+        line = [*filter(None, weights), "a.jpg", "b"]
+        options = "--out-dir o --score-thr 0.5 --topk 2 --batch-size 4 --max-pixels 7".split()
+        options += [f"--{name}={value}" for name, value in device.items()]
+        assert call(monkeypatch, tool, *line, *options) == 0
+        given = dict(score_thr=0.5, topk=2, batch_size=4, max_pixels=7)
+        assert calls["predict"] == ((*weights, ["a.jpg", "b"], "o"), given | device)
+        assert calls["print_predictions"] == ((["predict"], "o"), {})
+        call(monkeypatch, tool, *line)
+        given = dict(score_thr=None, topk=None, batch_size=1, max_pixels=MAX_PIXELS)
+        assert calls["predict"] == ((*weights, ["a.jpg", "b"], None), given | dict.fromkeys(device))
 
 
 @pytest.mark.parametrize(

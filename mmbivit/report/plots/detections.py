@@ -13,7 +13,9 @@ from pycocotools import mask as mask_utils
 from mmbivit.analysis.figures.detections import Instance, detections_figure
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.config import is_classifier, load_config
-from mmbivit.apis.predict import find_images, predict, refuse_packed_file
+from mmbivit.apis.images import find_images
+from mmbivit.apis.predict import predict
+from mmbivit.apis.route import refuse_packed_file
 from mmbivit.checks import UserError, check_number
 from mmbivit.datasets.annotation_file import AnnotationFile, check_segmentation, read_annotation_file
 
@@ -62,8 +64,8 @@ def plot_detections(
     names = [_class_names(config, checkpoint) for _, config, checkpoint in models]
     for (title, config, checkpoint), own in zip(models, names, strict=True):
         with TemporaryDirectory() as folder:
-            found = predict(config, checkpoint, files, folder, score_thr)
-            rows[title] = [read_detections(file, own, score_thr) for file in found]
+            found = predict(config, checkpoint, files, folder, score_thr=score_thr)
+            rows[title] = [read_detections(result["json_file"], own, score_thr) for result in found]
     labels = [instance.label for row in rows.values() for instances in row for instance in instances]
     classes = list(dict.fromkeys([*classes, *(name for own in names for name in own), *labels]))
     shape = sum(image.shape[1] / image.shape[0] for image in pixels.values())

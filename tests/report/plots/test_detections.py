@@ -32,7 +32,7 @@ def write(tmp_path, content):
 def test_annotations_and_detections_of_two_models(tmp_path, configs, float_checkpoint, images, annotations):
     models = [(title, configs["float"], float_checkpoint) for title in ("one", "two")]
     found = predict(configs["float"], float_checkpoint, images, tmp_path)
-    scores = [json.loads(file.read_text())["scores"] for file in found]
+    scores = [json.loads(result["json_file"].read_text())["scores"] for result in found]
     threshold = sorted(score for image in scores for score in image)[-2]
     figure = plot_detections(images, models, annotations, score_thr=threshold)
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
