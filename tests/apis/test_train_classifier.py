@@ -136,9 +136,8 @@ def test_ema_averages_weights_and_batch_norm_in_both_stages(config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("amp", [True, "bf16"])
-def test_mixed_precision_on_the_cpu(config, tmp_path, amp):
-    cfg = config(amp=amp, accumulate=2, ema=0.1)
+def test_mixed_precision_on_the_cpu(config, tmp_path):
+    cfg = config(amp="bf16", accumulate=2, ema=0.1)
     wrapper = cfg.optim_wrapper
     assert (wrapper.type, wrapper.accumulative_counts) == ("mmbivit.CpuAmpOptimWrapper", 2)
     assert (wrapper.clip_grad, wrapper.paramwise_cfg) == (dict(max_norm=5.0), dict(flat_decay_mult=0.0))
