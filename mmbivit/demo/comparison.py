@@ -60,6 +60,10 @@ def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
     stored = (sum(tensor.nbytes for tensor in m.state_dict().values()) / 1e6 for m in (packed.backbone, packed))
     table.add_row("in the packed file", "-", "-", " / ".join(f"{size:.2f}" for size in stored) + " MB")
     table.add_section()
+    alone, further = (
+        load_config(config_path(config)).train_cfg.max_iters for config in (plan.float_config, plan.binary_config)
+    )
+    table.add_row("training iterations", f"{alone}", f"{alone} float + {further}")
     for name, kinds in (("train", ("float", "binary")), ("test", ("float", "binary", "packed"))):
         times = (seconds[f"{name}_{kind}"] for kind in kinds)
         table.add_row(f"{name} time", *(f"{time // 60:.0f} min {time % 60:.0f} s" for time in times))

@@ -91,6 +91,7 @@ def test_table_has_the_newest_metrics_and_the_sizes(tmp_path, console):
     # what is stored has norms folded away and channels padded
     assert abs(float(counted[1].split()[0]) - float(stored[2].split()[0])) < 0.1
     assert table["of them binary"][0] == "0.00 / 0.00 M"
+    assert table["training iterations"][:2] == ["60", "60 float + 60"]
 
 
 def test_comparison_draws_a_column_a_scene_and_only_confident_detections(tmp_path):
