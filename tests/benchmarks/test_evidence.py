@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 from scipy import stats
 
 from mmbivit.binary import BinaryLinear
@@ -54,15 +54,21 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
         layers = [module for module in model.modules() if isinstance(module, BinaryLinear)]
         assert bool(branches) == (not key.startswith("no_si"))
         assert {layer.weight_quantizer.ste for layer in layers} == {"plain" if "plain" in key else "theta"}
-        assert bool(hooks) == (key.startswith("two"))
-        assert [hook.get("reset_optimizer", False) for hook in hooks] == [key == "two_stages_fresh"] * len(hooks)
-        assert [bool(hook.teacher) for hook in hooks] == [key != "two_cycles"] * len(hooks)
+        assert bool(hooks) == (key.startswith(("two", "distil")))
+        fresh = key == "two_stages_fresh" or key.startswith("distil")
+        assert [hook.get("reset_optimizer", False) for hook in hooks] == [fresh] * len(hooks)
+        assert [bool(hook.teacher) for hook in hooks] == [key not in ("two_cycles", "distil_nothing")] * len(hooks)
         assert model.backbone.stage1 == ("all" if key == "two_cycles" else "activations")
         assert cfg.optim_wrapper.get("paramwise_cfg") == (
             dict(custom_keys={"si.alpha": dict(lr_mult=0.0)}) if key == "frozen_alpha" else None
         )
+        start = float(key.removeprefix("alpha_")) if key.startswith("alpha") else 0.0
+        assert all((branch.alpha == start).all() for branch in branches)
         if hooks and hooks[0].teacher:
             assert hooks[0].teacher.init_cfg.checkpoint == "float.pth"
+            taps = {term.tap: term.weight for term in HOOKS.build(hooks[0]).terms}
+            logits, both = dict(logits=1.0), dict(blocks=0.1, logits=1.0)
+            assert taps == dict(distil_logits=logits, distil_both=both).get(key, dict(blocks=0.1))
     assert built["two_cycles"][0].param_scheduler == built["two_stages"][0].param_scheduler
     assert {name for question in QUESTIONS for pair in question.pairs for name in pair} == set(ARMS)
 

@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.config import Config
 
 from mmbivit import get_config
+from mmbivit.apis import evaluate, evaluation_config
+from mmbivit.checkpoints import load_checkpoint_file
 
 from .paired import PairedDifference, compare_pairs
 from .repeated_runs import check_runs, train_once
@@ -23,7 +26,17 @@ from .repeated_runs import check_runs, train_once
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ARMS", "QUESTIONS", "Arm", "Question", "arm_config", "draw_differences", "markdown_tables", "run_arms"]
+__all__ = [
+    "ARMS",
+    "QUESTIONS",
+    "Arm",
+    "Question",
+    "arm_config",
+    "draw_differences",
+    "markdown_tables",
+    "run_arms",
+    "without_branch",
+]
 
 METRIC = "accuracy/top1"
 FLOAT = "classification/digits_swin_float"
@@ -38,7 +51,7 @@ class Arm:
     Args:
         label: how tables and the picture call it.
         base: name of the config that it starts from.
-        changes: what it changes, by dotted key.
+        changes: what it changes, by dotted key: the new value, or a function of the old one.
     """
 
     label: str
@@ -50,8 +63,26 @@ def _without_si(mlp_ratio: int) -> tuple[tuple[str, object], ...]:
     return ("model.backbone.spatial_interaction", None), ("model.backbone.mlp_ratio", mlp_ratio)
 
 
+def _classifier_teacher(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Make a teacher that has logits of one that has blocks."""
+    backbone = {key: value for key, value in teacher.items() if key != "init_cfg"}
+    return dict(type="mmbivit.ImageClassifier", num_classes=10, backbone=backbone, init_cfg=dict(teacher["init_cfg"]))
+
+
+def _distilling(*losses: dict[str, Any]) -> tuple[tuple[str, object], ...]:
+    changes = (_FRESH, ("custom_hooks.0.distill_loss", list(losses)), ("custom_hooks.0.distill_weight", 1.0))
+    return (*changes, ("custom_hooks.0.teacher", _classifier_teacher))
+
+
+def _alpha(start: float) -> Arm:
+    change = ("model.backbone.spatial_interaction", dict(ratio=1.0, alpha_init=start))
+    return Arm(f"SI, alpha from {start:g}", ONE_STAGE, (change,))
+
+
 _FROZEN_ALPHA = ("optim_wrapper.paramwise_cfg", dict(custom_keys={"si.alpha": dict(lr_mult=0.0)}))
 _FRESH = ("custom_hooks.0.reset_optimizer", True)
+_BLOCKS = dict(type="mmbivit.BlockMSELoss", normalize=True, weight=0.1)
+_LOGITS = dict(type="mmbivit.SoftCrossEntropyLoss")
 _PLAIN = ("model.backbone.recipe", dict(weight_ste="plain"))
 
 ARMS = {
@@ -68,6 +99,12 @@ ARMS = {
     "two_stages_fresh": Arm("two stages, fresh optimizer", TWO_STAGES, (_FRESH,)),
     "two_stages_plain": Arm("two stages, plain", TWO_STAGES, (_PLAIN,)),
     "plain": Arm("single stage, plain", ONE_STAGE, (_PLAIN,)),
+    "distil_nothing": Arm("distilling nothing", TWO_STAGES, (_FRESH, ("custom_hooks.0.teacher", None))),
+    "distil_logits": Arm("distilling logits", TWO_STAGES, _distilling(_LOGITS)),
+    "distil_both": Arm("distilling blocks and logits", TWO_STAGES, _distilling(_BLOCKS, _LOGITS)),
+    "alpha_0.01": _alpha(0.01),
+    "alpha_0.1": _alpha(0.1),
+    "alpha_0.5": _alpha(0.5),
 }
 
 
@@ -78,6 +115,11 @@ class Question:
     key: str
     title: str
     pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that it needs, each once."""
+        return tuple(dict.fromkeys(arm for pair in self.pairs for arm in pair))
 
 
 QUESTIONS = (
@@ -107,6 +149,21 @@ QUESTIONS = (
             ("two_cycles", "si_mlp3"),
         ),
     ),
+    Question(
+        "E3",
+        "What is worth distilling?",
+        (
+            ("two_stages_fresh", "distil_nothing"),
+            ("distil_logits", "distil_nothing"),
+            ("distil_both", "distil_nothing"),
+            ("distil_both", "two_stages_fresh"),
+        ),
+    ),
+    Question(
+        "E4",
+        "Where should alpha start?",
+        (("alpha_0.01", "si_mlp3"), ("alpha_0.1", "si_mlp3"), ("alpha_0.5", "si_mlp3")),
+    ),
 )
 
 
@@ -129,7 +186,7 @@ def _set(cfg: Config, key: str, value: object) -> None:
     node = cfg
     for name in path:
         node = node[int(name)] if name.isdecimal() else node[name]
-    node[last] = value
+    node[last] = value(node[last]) if callable(value) else value
 
 
 def run_arms(
@@ -194,6 +251,22 @@ def run_arms(
     return results
 
 
+def without_branch(work_dir: Path, data: Path) -> float:
+    """Return the accuracy in percent of a finished run with alpha set to 0, which takes the branch away."""
+    done = work_dir / "without_branch.json"
+    if not done.is_file():
+        checkpoint = load_checkpoint_file(work_dir / (work_dir / "last_checkpoint").read_text().strip())
+        for name, tensor in checkpoint["state_dict"].items():
+            if name.endswith(".si.alpha"):
+                tensor.zero_()
+        torch.save(dict(state_dict=checkpoint["state_dict"], meta={}), work_dir / "without_branch.pth")
+        cfg = evaluation_config(
+            work_dir / "arm.py", work_dir / "without_branch.pth", work_dir=str(work_dir / "eval"), data_root=str(data)
+        )
+        done.write_text(json.dumps(evaluate(cfg)[METRIC]))
+    return json.loads(done.read_text())
+
+
 def differences(question: Question, results: dict[str, list[float]]) -> dict[str, PairedDifference]:
     """Return the paired differences of a question, of the arms that were run."""
     return {
@@ -203,12 +276,18 @@ def differences(question: Question, results: dict[str, list[float]]) -> dict[str
     }
 
 
-def markdown_tables(results: dict[str, list[float]]) -> str:
-    """Format the accuracies, and the paired differences of each question, as Markdown."""
-    lines = ["| arm | top-1, % | each seed |", "|---|---|---|"]
+def markdown_tables(results: dict[str, list[float]], branchless: dict[str, list[float]] | None = None) -> str:
+    """Format the accuracies, and the paired differences of each question, as Markdown.
+
+    Args:
+        results: accuracies by arm.
+        branchless: the same without the spatial interaction branch, of the arms for which that is known.
+    """
+    lines = ["| arm | top-1, % | each seed | without the branch |", "|---|---|---|---|"]
     for key, values in results.items():
         label = ARMS[key].label if key in ARMS else "float network, the start of all"
-        lines.append(f"| {label} | {mean(values):.2f} | {', '.join(f'{value:.2f}' for value in values)} |")
+        without = f"{mean(branchless[key]):.2f}" if branchless and key in branchless else ""
+        lines.append(f"| {label} | {mean(values):.2f} | {', '.join(f'{value:.2f}' for value in values)} | {without} |")
     for question in QUESTIONS:
         if not (found := differences(question, results)):
             continue
