@@ -5,7 +5,6 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    # No save_best: with float weights, stage 1 may score higher than the binary network that is wanted.
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3),
 )
 env_cfg = dict(

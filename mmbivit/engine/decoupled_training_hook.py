@@ -43,7 +43,8 @@ class DecoupledTrainingHook(Hook):
     Stage 1: binary activations, float weights, the SI branch idle; the block outputs of a float teacher are distilled
     (Eq. 9) and logged as ``loss_distill``. Stage 2: binary weights, the SI branch active, task loss only; teacher and
     distillation are gone, unless a distillation loss names stage 2. The stage follows from the current epoch or
-    iteration alone, so a resumed run is in the right one. A copy of the model kept by EMA is switched along.
+    iteration alone, so a resumed run is in the right one. A copy of the model kept by EMA is switched along, and
+    the best score of ``CheckpointHook(save_best=...)`` is forgotten at the switch.
 
     Args:
         switch_epoch: first epoch of stage 2, in ``[1, max_epochs)``; needs an epoch-based loop.
@@ -189,6 +190,11 @@ class DecoupledTrainingHook(Hook):
                 wrapper.zero_grad()
                 if self.reset_optimizer:
                     wrapper.optimizer.state.clear()
+            # CheckpointHook(save_best=...) would compare with the network with float weights. The path of its
+            # checkpoint stays: the first one that is best in stage 2 replaces it.
+            info = runner.message_hub.runtime_info
+            for key in [key for key in info if key.startswith("best_score")]:  # one for each of several metrics
+                del info[key]
             MMLogger.get_current_instance().info(
                 f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
