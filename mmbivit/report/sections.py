@@ -10,6 +10,7 @@ from mmengine.dataset import default_collate
 
 from mmbivit.analysis.figures.classes import classes_figure
 from mmbivit.analysis.figures.classifications import classifications_figure
+from mmbivit.analysis.training_log import read_training_log
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.config import load_config
 from mmbivit.apis.errors import error_message, is_user_error
@@ -23,7 +24,6 @@ from mmbivit.report.plots.curves import plot_curves
 from mmbivit.report.plots.detections import plot_detections
 from mmbivit.report.plots.flips import plot_flips
 from mmbivit.report.plots.interaction import plot_interaction
-from mmbivit.report.training_log import read_training_log
 
 from .accuracy import Accuracy, evaluate_run
 from .run import Run, spread

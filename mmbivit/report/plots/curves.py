@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmbivit.analysis.figures.curves import curves_figure
-from mmbivit.report.training_log import read_training_log
+from mmbivit.analysis.training_log import read_training_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbivit import config_path
+from mmbivit.analysis.training_log import read_runs
 from mmbivit.checks import check_integer
 from mmbivit.engine.run_settings import check_seed
 
-__all__ = ["check_runs", "mean_and_deviation", "read_evaluations", "train_once"]
+__all__ = ["check_runs", "mean_and_deviation", "train_once"]
 
 
 def check_runs(seeds: Sequence[int], jobs: int) -> None:
@@ -35,7 +36,7 @@ def train_once(
         metric: what every evaluation has, such as ``accuracy/top1``.
 
     Returns:
-        The rows that MMEngine logged for the evaluations, in their order.
+        The entries that MMEngine logged for the evaluations, in their order.
 
     Raises:
         RuntimeError: if the run fails or logs no evaluation; it names the log.
@@ -48,18 +49,12 @@ def train_once(
         with open(work_dir / "log.txt", "w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             result = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-        evaluations = read_evaluations(work_dir, metric)
+        runs = list(read_runs(work_dir).values())
+        evaluations = [entry for entry in runs[-1] if metric in entry] if runs else []
         if result.returncode or not evaluations:
             raise RuntimeError(f"training {config} failed or logged no {metric}; its log is {work_dir / 'log.txt'}")
         done.write_text(json.dumps(evaluations))
     return json.loads(done.read_text())
-
-
-def read_evaluations(work_dir: Path, metric: str) -> list[dict[str, float]]:
-    """Return the rows with ``metric`` of the newest log in a work dir."""
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    rows = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
-    return [row for row in rows if metric in row]
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from mmbivit.report.training_log import read_training_log
+from mmbivit.analysis.training_log import read_training_log
+from mmbivit.checks import UserError
 from tests.analysis.logs import CONFIG, flips_entry, train_entry, write_run
 from tests.engine.toy import make_runner
 
@@ -133,6 +134,12 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, damaged):
     assert str(error.value).startswith(f"{file}, line 2 is damaged: ") and "\n" not in str(error.value)
     file.write_text(json.dumps(train_entry(1)) + "\n" + damaged)
     assert points(read_training_log(tmp_path).train["loss"]) == [(1, 100.0)]
+
+
+def test_a_damaged_config_beside_the_log_is_named(tmp_path):
+    file = write_run(tmp_path, "1", [train_entry(1)], config="custom_hooks = [")
+    with pytest.raises(UserError, match=f"^config {file.with_name('config.py')} "):
+        read_training_log(tmp_path)
 
 
 def test_a_key_that_is_not_there_is_answered_with_those_that_are(tmp_path):
