@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError
 from mmbivit.models.attention import Attention
 from mmbivit.models.backbone import Block, find_block
-from mmbivit.models.layout import TokenLayout
+from mmbivit.models.layout import BESIDE, PADDING, TokenLayout
 from mmbivit.models.observation import observed
 
 from .unchanged import unchanged
@@ -27,9 +27,10 @@ class AttentionMap:
             see: those outside its group, as of a window, and those that a shifted window has from the opposite border.
         query: row and column of the asking token.
         stride: pixels along a token.
-        padding: by head, the sum of weights on what is not on the grid, ``(heads,)``: the padding of a window at the
-            border, a class token.
+        padding: by head, the sum of weights on the padding of a window at the border, ``(heads,)``.
         binary: whether weights are selections, ``1 / number selected`` or 0, instead of probabilities.
+        beside: by head, the sum of weights on tokens beside the grid, such as a class token, ``(heads,)``; ``None``
+            where there are none.
     """
 
     block: str
@@ -38,6 +39,7 @@ class AttentionMap:
     stride: int
     padding: np.ndarray
     binary: bool
+    beside: np.ndarray | None = None
 
     @property
     def visible(self) -> np.ndarray:
@@ -69,8 +71,9 @@ def attention_map(
         )
     weights, binary = _run(network, image, found)
     token = (y // found.stride, x // found.stride)
-    on_grid, on_padding = _of_token(weights, found.layout(found.hw_shape((height, width))), token)
-    return AttentionMap(found.name, on_grid, token, found.stride, on_padding, binary)
+    layout = found.layout(found.hw_shape((height, width)))
+    on_grid, on_padding, beside = _of_token(weights, layout, token)
+    return AttentionMap(found.name, on_grid, token, found.stride, on_padding, binary, beside)
 
 
 def _run(network: nn.Module, image: Tensor, block: Block) -> tuple[Tensor, bool]:
@@ -95,8 +98,10 @@ def _softmax(block: Block) -> nn.Module:
     return found[0]
 
 
-def _of_token(weights: Tensor, layout: TokenLayout, token: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Take one query's weights out of ``(groups, heads, n, n)`` and put them on the grid of tokens."""
+def _of_token(
+    weights: Tensor, layout: TokenLayout, token: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Take one query's weights out of ``(groups, heads, n, n)``: on the grid, on padding, and beside the grid."""
     height, width = layout.hw_shape
     tokens = layout.grid_tokens()
     group, position = (tokens == token[0] * width + token[1]).nonzero()[0].tolist()
@@ -106,4 +111,5 @@ def _of_token(weights: Tensor, layout: TokenLayout, token: tuple[int, int]) -> t
         visible &= ~mask[group, position]
     on_grid = torch.full((len(of_query), height * width), torch.nan)
     on_grid[:, keys[visible]] = of_query[:, visible]
-    return on_grid.view(-1, height, width).numpy(), of_query[:, keys < 0].sum(dim=1).numpy()
+    on_padding, beside = (of_query[:, keys == kind].sum(dim=1).numpy() for kind in (PADDING, BESIDE))
+    return on_grid.view(-1, height, width).numpy(), on_padding, beside if (keys == BESIDE).any() else None

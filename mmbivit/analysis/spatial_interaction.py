@@ -18,8 +18,6 @@ from .unchanged import unchanged
 
 __all__ = ["InteractionRow", "SpatialInteractionCapability", "spatial_interaction"]
 
-ATTENTION = "attn"
-
 
 @dataclass(frozen=True)
 class InteractionRow:
@@ -27,7 +25,8 @@ class InteractionRow:
 
     Args:
         block: name of the block in the backbone, such as ``stages.0.blocks.1``.
-        module: name of the module in the block: ``attn``, ``mlp``, ``mlp.si.fc1`` or ``mlp.si.fc2``.
+        module: name in the block of its attention, such as ``attn``, or of a linear layer of its token mixing, such as
+            ``mlp.si.fc1``; ``mlp`` for the MLP over channels.
         tokens: tokens ``n`` of a group: those that attend to each other, as in a window, or are mixed.
         hidden_tokens: hidden tokens ``n'`` of the token mixing; ``None`` for the other modules.
         windows: groups of one image.
@@ -62,7 +61,7 @@ class SpatialInteractionCapability:
     @property
     def attention(self) -> int:
         """Capability of the attention alone."""
-        return sum(row.sic for row in self.rows if row.module == ATTENTION)
+        return sum(row.sic for row in self.rows if row.hidden_tokens is None)  # MLPs over channels add 0
 
     @property
     def times(self) -> float:
@@ -74,7 +73,7 @@ class SpatialInteractionCapability:
         sums: dict[str, tuple[int, int]] = {}
         for row in self.rows:
             attention, mixing = sums.get(row.block, (0, 0))
-            if row.module == ATTENTION:
+            if row.hidden_tokens is None:
                 sums[row.block] = (attention + row.sic, mixing)
             else:
                 sums[row.block] = (attention, mixing + row.sic)
@@ -111,35 +110,30 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
     if len(input_shape) != 3:
         raise UserError(f"input_shape={tuple(input_shape)}; allowed: (channels, height, width)")
     backbone = getattr(module, "backbone", module)
-    blocks = {name: block.module for name, block in find_blocks(backbone).items()}
-    attentions = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, Attention))}
-    branches = {name: found[0] for name, block in blocks.items() if (found := _of_type(block, SpatialInteraction))}
-    _check_binary(backbone, attentions, branches)
+    parts = {
+        (block, name): part
+        for block, found in find_blocks(backbone).items()
+        for name, part in found.module.named_modules()
+        if isinstance(part, Attention | SpatialInteraction)
+    }
+    _check_binary(backbone, parts)
+    groups_of = _groups(backbone, parts, input_shape)
     rows = []
-    modules = {(ATTENTION, name): module for name, module in attentions.items()}
-    modules |= {("si", name): module for name, module in branches.items()}
-    found = _groups(backbone, modules, input_shape)
-    for name in attentions:
-        groups, tokens = found[ATTENTION, name]
-        rows.append(InteractionRow(name, ATTENTION, tokens, None, groups, groups * 2 * tokens * (tokens - 1)))
-        rows.append(InteractionRow(name, "mlp", tokens, None, groups, 0))
-        if (si := branches.get(name)) is not None:
-            groups, tokens = found["si", name]
-            hidden = si.fc1.out_features
+    for (block, name), part in parts.items():
+        groups, tokens = groups_of[block, name]
+        if isinstance(part, Attention):
+            rows.append(InteractionRow(block, name, tokens, None, groups, groups * 2 * tokens * (tokens - 1)))
+            rows.append(InteractionRow(block, "mlp", tokens, None, groups, 0))
+        else:
+            hidden = part.fc1.out_features
             sic = groups * 2 * hidden * (tokens - 1)
-            rows += [InteractionRow(name, f"mlp.si.{fc}", tokens, hidden, groups, sic) for fc in ("fc1", "fc2")]
+            rows += [InteractionRow(block, f"{name}.{fc}", tokens, hidden, groups, sic) for fc in ("fc1", "fc2")]
     return SpatialInteractionCapability(tuple(rows), tuple(input_shape))
 
 
-def _of_type(block: nn.Module, kind: type) -> list[nn.Module]:
-    return [part for part in block.modules() if isinstance(part, kind)]
-
-
-def _check_binary(
-    backbone: nn.Module, attentions: dict[str, Attention], branches: dict[str, SpatialInteraction]
-) -> None:
+def _check_binary(backbone: nn.Module, parts: dict[tuple[str, str], Attention | SpatialInteraction]) -> None:
     """Raise where the range of an interaction is not 2."""
-    if not attentions:
+    if not any(isinstance(part, Attention) for part in parts.values()):
         raise UserError(
             f"{type(backbone).__name__} has no spatial interaction capability (Eq. 6): it is defined for binary "
             "attention, such as mmbivit.BinarySwinTransformer's"
@@ -149,16 +143,16 @@ def _check_binary(
             "the network is in training stage 1, where spatial interaction is idle or attention float; "
             "give one of stage 2"
         )
-    for name, attention in attentions.items():
-        bits = [("attention", getattr(attention.attention, "bits", 32))]
-        if (si := branches.get(name)) is not None:
-            bits += [("token mixing", getattr(linear, "weight_bits", 32)) for linear in (si.fc1, si.fc2)]
-        for part, width in bits:
-            if width != 1:
-                raise UserError(
-                    f"the {part} of {name} is float, but spatial interaction capability (Eq. 6) is defined for a "
-                    "binary network; give a config with a binary recipe, such as 'sibivit'"
-                )
+    for (block, _), part in parts.items():
+        if isinstance(part, Attention):
+            what, bits = "attention", {getattr(part.attention, "bits", 32)}
+        else:
+            what, bits = "token mixing", {getattr(linear, "weight_bits", 32) for linear in (part.fc1, part.fc2)}
+        if bits != {1}:
+            raise UserError(
+                f"the {what} of {block} is float, but spatial interaction capability (Eq. 6) is defined for a "
+                "binary network; give a config with a binary recipe, such as 'sibivit'"
+            )
 
 
 def _groups(

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["TokenLayout", "WindowLayout", "norm_tokens"]
+__all__ = ["BESIDE", "PADDING", "TokenLayout", "WindowLayout", "norm_tokens"]
+
+PADDING, BESIDE = -1, -2  # no token of the grid: what fills up a group, and a token beside the grid
 
 
 def norm_tokens(norm: nn.Module, x: Tensor) -> Tensor:
@@ -38,7 +40,10 @@ class TokenLayout(ABC):
 
     @abstractmethod
     def grid_tokens(self) -> Tensor:
-        """Return which token of the grid each one of a group is, ``(groups, n)``; -1 for padding and other tokens."""
+        """Return which token of the grid each one of a group is, ``(groups, n)``, row by row from 0.
+
+        It is ``PADDING`` (-1) for padding, and ``BESIDE`` (-2) for tokens beside the grid, such as a class token.
+        """
 
     def attention_mask(self, mask_padding: bool, device: torch.device | None = None) -> Tensor | None:
         """Return which keys a query must not attend to, ``(groups, n, n)``, or ``None`` if every key is allowed."""

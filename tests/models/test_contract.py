@@ -188,6 +188,8 @@ def test_attention_and_token_mixing_are_measured_without_knowing_the_backbone(cl
 
     sic = spatial_interaction(network, (3, *SIZES[0]))
     assert sic.times == pytest.approx(3)  # both layers of the mixing meet as many tokens as attention
+    assert {f"{row.block}.{row.module}" for row in sic.rows} <= dict(network.named_modules()).keys()
+    assert all(mixing == 2 * attention > 0 for attention, mixing in sic.by_block().values())
     if cls is ToyViT:
         assert sic.attention == 2 * 2 * 17 * 16
 
@@ -196,10 +198,13 @@ def test_attention_and_token_mixing_are_measured_without_knowing_the_backbone(cl
         stride = network_.strides[0]
         assert (found.binary, found.query, found.stride) == (binary, (12 // stride, 20 // stride), stride)
         weights = torch.nansum(torch.tensor(found.weights).flatten(1), dim=1) + torch.tensor(found.padding)
-        torch.testing.assert_close(weights, torch.ones(len(weights)))
         if cls is ToyViT:
-            assert found.visible.all() and found.weights.shape == (2, 4, 4)
-            assert (found.padding > 0).all() or binary  # the share of the class token
+            assert found.visible.all() and found.weights.shape == (2, 4, 4) and not found.padding.any()
+            assert (found.beside > 0).all() or binary  # the share of the class token
+            weights += torch.tensor(found.beside)
+        else:
+            assert found.beside is None
+        torch.testing.assert_close(weights, torch.ones(len(weights)))
 
     model = ToyModel(network)
     model.parse_losses = lambda losses: (sum(losses.values()), losses)

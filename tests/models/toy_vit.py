@@ -7,7 +7,7 @@ from torch import nn
 
 from mmbivit.binary import get_recipe
 from mmbivit.models import Attention, Backbone, DualBranchMLP, SpatialInteraction, TokenLayout
-from mmbivit.models.layout import norm_tokens
+from mmbivit.models.layout import BESIDE, norm_tokens
 from mmbivit.models.patch import PatchEmbed
 from mmbivit.models.recomputation import RecomputableBlock
 
@@ -27,7 +27,7 @@ class AllTokens(TokenLayout):
         return groups
 
     def grid_tokens(self):
-        return torch.arange(-1, self.hw_shape[0] * self.hw_shape[1])[None]
+        return torch.tensor([[BESIDE, *range(self.hw_shape[0] * self.hw_shape[1])]])
 
 
 class GlobalAttention(Attention):
@@ -51,7 +51,7 @@ class ToyViTBlock(RecomputableBlock):
     def __init__(self, recipe, si):
         super().__init__(False)
         self.norm = recipe.norm_layer(8)
-        self.attn = GlobalAttention(8, 2, recipe)
+        self.self_attn = GlobalAttention(8, 2, recipe)
         mixing = SpatialInteraction(8, SIDE**2 + 1, 1.0, recipe) if si else None
         self.mlp = DualBranchMLP(8, 24, recipe, mixing)
 
@@ -60,7 +60,7 @@ class ToyViTBlock(RecomputableBlock):
 
     def _forward(self, x, hw_shape):
         layout = self.layout(hw_shape)
-        x = x + layout.merge(self.attn(layout.split(norm_tokens(self.norm, x))))
+        x = x + layout.merge(self.self_attn(layout.split(norm_tokens(self.norm, x))))
         return x + self.mlp(x, layout)
 
 

@@ -23,7 +23,7 @@ def attention_figure(pixels: np.ndarray, maps: Sequence[tuple[str, AttentionMap]
 
     The darker a token, the larger its weight; the darkest is the head's largest, which the panel's title names. A
     binary head gives all its selected keys the same weight, so the title counts them. Where a window reaches over the
-    border of the image, the title has the share of the weights that lies on padding.
+    border of the image, the title has the share of the weights that lies on padding; so it has that of a class token.
 
     Args:
         pixels: the image as the network gets it, RGB ``(H, W, 3)`` of uint8.
@@ -82,7 +82,8 @@ def _draw_head(ax: "Axes", grey: np.ndarray, attention: AttentionMap, head: int)
     visible = int(attention.visible.sum())
     what = f"{int(np.nansum(weights > 0))} of {visible} keys" if attention.binary else f"up to {largest:.2f}"
     on_padding = f"\n{attention.padding[head]:.0%} on padding" if attention.padding[head] >= 0.005 else ""
-    ax.set_title(f"head {head + 1}: {what}{on_padding}", fontsize=8)
+    on_class_token = "" if attention.beside is None else f"\n{attention.beside[head]:.0%} on class token"
+    ax.set_title(f"head {head + 1}: {what}{on_padding}{on_class_token}", fontsize=8)
 
 
 def _mark(ax: "Axes", attention: AttentionMap) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,16 @@ def test_heads_of_both_networks():
     assert [panel.get_title() for panel in panels[1]] == [
         f"head {i + 1}: up to {p:.2f}\n12% on padding" for i, p in enumerate(largest)
     ]
+
+
+def test_the_share_of_a_class_token_has_its_own_name():
+    attention = replace(make_map(2, False), beside=np.array([0.0, 0.456]))
+    figure = attention_figure(np.zeros((46, 62, 3), dtype=np.uint8), [("student", attention)])
+    assert [axes.get_title().split("\n")[1:] for axes in figure.axes[1:]] == [
+        ["0% on class token"],
+        ["46% on class token"],
+    ]
+    assert_texts_readable(figure)
 
 
 @pytest.mark.parametrize("heads", [1, 24])
