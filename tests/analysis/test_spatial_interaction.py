@@ -45,6 +45,18 @@ def test_rows_worked_by_hand():
     assert capability.input_shape == (3, 20, 28)
 
 
+def test_token_mixing_counts_in_its_own_groups():
+    # 5 x 7 tokens, then 3 x 4, in windows of 2 x 2; tiles of 4 x 4, then 2 x 2, the maps of an image of 16 pixels.
+    options = dict(window_size=2, pretrain_img_size=16, spatial_interaction=dict(ratio=0.5, axis="grid"))
+    capability = spatial_interaction(network(**options), (3, 20, 28))
+    counted = [(row.module, row.tokens, row.hidden_tokens, row.windows, row.sic) for row in capability.rows]
+    first = [("attn", 4, None, 12, 288), ("mlp", 4, None, 12, 0)]
+    first += [(f"mlp.si.{fc}", 16, 8, 4, 4 * 2 * 8 * 15) for fc in ("fc1", "fc2")]
+    last = [("attn", 4, None, 4, 96), ("mlp", 4, None, 4, 0)]
+    last += [(f"mlp.si.{fc}", 4, 2, 4, 4 * 2 * 2 * 3) for fc in ("fc1", "fc2")]
+    assert counted == [*first, *first, *last]
+
+
 @pytest.mark.parametrize(
     ("ratio", "times"),
     [
