@@ -1,5 +1,6 @@
 """What is where in a checkpoint, what kind of network it is of, and texts in it that must not be run."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,8 @@ from mmbivit.binary import Quantizer, RPReLU
 from mmbivit.checks import UserError
 
 __all__ = [
+    "BINARY_ONLY",
+    "COMPUTED",
     "STAGE_KEY",
     "binary_keys",
     "check_tensor",
@@ -21,6 +24,10 @@ __all__ = [
 ]
 
 STAGE_KEY = "training_stage"  # of a backbone of ours, float ones too: the buffer that says 1 or 2
+# Keys of a backbone of ours that no float one has: those of quantizers, whatever these call their tensors, and others.
+# Of files without a network to ask; where there is one, see binary_keys.
+BINARY_ONLY = re.compile(r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
+COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 
 
 def find_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

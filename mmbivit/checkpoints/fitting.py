@@ -2,26 +2,31 @@
 
 Pre-load hooks (:func:`register_key_mapping` of a backbone, :func:`register_classifier_key_mapping` of a classifier)
 rename and fit what is loaded, so that ``load_state_dict``, MMEngine's ``load_from`` and ``init_cfg`` all accept float
-Swin weights of mmdet, timm and the official Swin, for float and binary networks.
+weights of other implementations, for float and binary networks.
 """
 
 import logging
-import re
+from types import ModuleType
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmbivit.checks import UserError
 
-from .content import STAGE_KEY, binary_keys, check_tensor, find_prefix, find_state_dict, is_float_for
-from .names.swin import QUANTIZER, head_name, is_foreign, to_own_keys
+from .content import (
+    BINARY_ONLY,
+    COMPUTED,
+    STAGE_KEY,
+    binary_keys,
+    check_tensor,
+    find_prefix,
+    find_state_dict,
+    is_float_for,
+)
+from .names import head_name
 
 __all__ = ["load_pretrained", "register_classifier_key_mapping", "register_key_mapping"]
-
-_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 
 
 def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str | None = None) -> tuple[list, list]:
@@ -51,21 +56,22 @@ def load_pretrained(module: nn.Module, checkpoint: dict[str, Any], prefix: str |
     return [key for key in missing if not key.endswith("num_batches_tracked")], unexpected
 
 
-def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> None:
-    """Make a Swin backbone accept the state dicts of other implementations, and refuse other architectures.
+def register_key_mapping(module: nn.Module, names: ModuleType | None, convert_foreign: bool = True) -> None:
+    """Make a backbone accept the state dicts of other implementations, and refuse other architectures.
 
     Before each load the keys below the backbone's prefix are
 
-    - renamed from mmdet's, timm's or the official Swin's names (patch merging is reordered to match);
-    - fitted: position bias tables of another window size are interpolated; where a float network initialises a
-      binary one, the MLP units of largest norm are kept, LayerNorm's affine goes into BatchNorm, and what only the
-      binary network has stays as it is;
+    - renamed from the names of other implementations, with the layout of tensors;
+    - fitted: what its family fits, such as Swin's position bias tables of another window size, is; where a float
+      network initialises a binary one, the MLP units of largest norm are kept, LayerNorm's affine goes into BatchNorm,
+      and what only the binary network has stays as it is;
     - matched to ``out_indices``: norms of stages that this network does not return are left out, and where a
       classifier's backbone (which has the last norm only) initialises a detector's, the other norms stay as they are;
     - compared with the network's shapes.
 
     Args:
-        module: a :class:`mmbivit.models.BinarySwinTransformer`.
+        module: a :class:`mmbivit.models.Backbone`.
+        names: of weights in other implementations, a module of :mod:`mmbivit.checkpoints.names`; ``None`` for none.
         convert_foreign: rename foreign keys; otherwise they stay unexpected.
 
     Raises:
@@ -75,15 +81,15 @@ def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> Non
     def hook(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         current = module.state_dict()
-        foreign = convert_foreign and is_foreign(own)
+        foreign = names is not None and convert_foreign and names.is_foreign(own)
         if foreign:
-            own = to_own_keys(own, len(module.stages))
+            own = names.to_own_keys(own, len(module.stages))
         from_float = is_float_for(module, own)
         if foreign:
             own[STAGE_KEY] = current[STAGE_KEY]
         if own:
             _match_output_norms(own, current, len(module.stages))
-            _fit(own, current, from_float)
+            _fit(own, current, names, from_float)
         if own and from_float:
             _start_fresh(own, current, binary_keys(module))
         state_dict.update({prefix + key: value for key, value in own.items()})
@@ -92,7 +98,7 @@ def register_key_mapping(module: nn.Module, convert_foreign: bool = True) -> Non
 
 
 def register_classifier_key_mapping(module: nn.Module) -> None:
-    """Make a classifier accept whole float classifiers of timm, the official Swin and mmpretrain.
+    """Make a classifier accept whole float classifiers of other implementations.
 
     Before each load, keys of a bare network (none starts with ``backbone.``) are put under ``backbone.``, where the
     hook of the backbone renames them, and ``head.fc.`` becomes ``head.``.
@@ -134,23 +140,22 @@ def _match_output_norms(state_dict: dict[str, Tensor], current: dict[str, Tensor
         print_log(f"The checkpoint has the last stage's norm only, as classifiers do: {names} start fresh.", "current")
 
 
-def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], from_float: bool) -> None:
+def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], names: ModuleType | None, from_float: bool) -> None:
     """Fit a state dict with our own keys to the network's tensors, in place."""
     if not any(key in current for key in state_dict):
         raise UserError(f"the checkpoint is of another arch: none of its keys, such as {next(iter(state_dict))}, fits")
     for key, value in state_dict.items():
         if key in current:
             check_tensor(key, value)
-        if key.endswith("relative_position_bias_table") and key in current:
-            state_dict[key] = _resize_bias_table(value, current[key])
+            if names is not None:
+                state_dict[key] = names.fit_tensor(key, value, current[key])
     if from_float:
         _keep_largest_units(state_dict, current)
     for key, value in state_dict.items():
         expected = current[key].shape if key in current else None
-        if expected is None and re.match(r"stages\.\d+\.(blocks\.\d+\.(attn|mlp\.fc)|downsample\.)", key):
-            if not QUANTIZER.search(key):
-                raise UserError(f"the checkpoint is of another arch: it has {key}, which this network has not")
-        elif expected is not None and value.shape != expected:
+        if expected is None and key.startswith("stages.") and not BINARY_ONLY.search(key):
+            raise UserError(f"the checkpoint is of another arch: it has {key}, which this network has not")
+        if expected is not None and value.shape != expected:
             raise UserError(
                 f"the checkpoint is of another arch: {key} has shape {tuple(value.shape)}, "
                 f"this network expects {tuple(expected)}; check arch, mlp_ratio, window_size and spatial_interaction"
@@ -170,17 +175,6 @@ def _start_fresh(state_dict: dict[str, Tensor], current: dict[str, Tensor], keys
     )
 
 
-def _resize_bias_table(table: Tensor, expected: Tensor) -> Tensor:
-    """Interpolate a position bias table ``(L, heads)`` to the length of another one, if it is one of such a network."""
-    if table.ndim != 2 or table.shape[1] != expected.shape[1] or table.dtype not in _COMPUTED:
-        return table
-    old, new = (round(len(of_window) ** 0.5) for of_window in (table, expected))
-    if old in (0, new) or old**2 != len(table):
-        return table
-    grid = table.T.reshape(1, -1, old, old)
-    return F.interpolate(grid, size=(new, new), mode="bicubic").flatten(2)[0].T.contiguous()
-
-
 def _keep_largest_units(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
     """Cut the hidden layer of each MLP to the network's width, keeping the units of largest norm in their order.
 
@@ -188,7 +182,7 @@ def _keep_largest_units(state_dict: dict[str, Tensor], current: dict[str, Tensor
     """
     for key in [key for key in state_dict if key.endswith(".mlp.fc1.weight") and key in current]:
         names = [key, key.replace("fc1.weight", "fc1.bias"), key.replace("fc1.weight", "fc2.weight")]
-        if not all(name in state_dict and state_dict[name].dtype in _COMPUTED for name in names):
+        if not all(name in state_dict and state_dict[name].dtype in COMPUTED for name in names):
             continue
         fc1, bias, fc2 = (state_dict[name] for name in names)
         width, units = len(current[key]), fc1.shape[:1]

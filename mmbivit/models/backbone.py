@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from mmengine.logging import MMLogger
@@ -54,6 +55,7 @@ class Backbone(StagedModule, BaseModule):
     - ``norm{i}`` for each of ``out_indices``,
     - ``num_features`` and ``strides``, channels of a token and pixels along it, by stage,
 
+    has as ``weight_names`` what its weights are called in other implementations, if there are any,
     and then calls ``_finish_init``. One with blocks elsewhere has its own ``blocks()``.
 
     Args:
@@ -71,6 +73,7 @@ class Backbone(StagedModule, BaseModule):
 
     num_features: Sequence[int]
     strides: Sequence[int]
+    weight_names: ModuleType | None = None  # a module of mmbivit.checkpoints.names
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class Backbone(StagedModule, BaseModule):
         """Initialise, enter stage 2 and freeze; call at the end of ``__init__``, when all layers exist."""
         self._init_linear_layers()
         self._init_stage(self.stage1)
-        register_key_mapping(self, convert_foreign=self.convert_weights)
+        register_key_mapping(self, self.weight_names, convert_foreign=self.convert_weights)
         self._freeze_stages()
 
     def _init_linear_layers(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import Recipe
+from mmbivit.checkpoints.names import swin as swin_names
 from mmbivit.checks import check_number
 from mmbivit.registry import MODELS
 
@@ -200,6 +201,8 @@ class BinarySwinTransformer(Backbone):
         ValueError: for a setting of the wrong type or out of range, an unknown arch, recipe or stage, heads that do not
             divide the channels, or a fractional width; the message names the key and what is allowed.
     """
+
+    weight_names = swin_names
 
     def __init__(
         self,

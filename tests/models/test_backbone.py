@@ -1,5 +1,7 @@
 """What all backbones share, by Swin and by a toy of another kind: a class token beside one fixed grid, no attention."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmdet.models.backbones import SwinTransformer
@@ -125,6 +127,38 @@ def test_a_backbone_of_another_kind_has_stages_freezing_and_a_state_that_goes_ro
     assert other.stage == 1
     assert not any(module.binarize_weight for module in other.modules() if isinstance(module, BinaryLinear))
     assert other.set_stage(2) == (2, 0)
+
+
+def test_a_backbone_of_another_kind_has_its_own_names_of_foreign_weights(monkeypatch):
+    """A block's ``norm2`` is one of the marks of a foreign Swin, and took every checkpoint of such a backbone apart."""
+    network, other = toy(), toy()
+    for backbone in (network, other):
+        backbone.stages[0].blocks[0].norm2 = nn.LayerNorm(8)
+    nn.init.constant_(network.stages[0].blocks[0].norm2.weight, 3.0)
+    assert other.load_state_dict(network.state_dict()) == ([], [])
+    assert (other.stages[0].blocks[0].norm2.weight == 3).all()
+
+    names = SimpleNamespace(
+        is_foreign=lambda keys: "cls_token" in keys,
+        to_own_keys=lambda state, stages: {key.replace("cls_token", "class_token"): state[key] for key in state},
+        fit_tensor=lambda name, value, expected: 3 * value if name == "class_token" else value,
+    )
+    foreign = toy().state_dict()
+    foreign["cls_token"] = foreign.pop("class_token") + 2
+    with pytest.raises(RuntimeError, match="cls_token"):
+        toy().load_state_dict(foreign)
+    monkeypatch.setattr(ToyBackbone, "weight_names", names)
+    renamed = toy()
+    renamed.load_state_dict(foreign)
+    assert (renamed.class_token == 6).all()
+
+
+def test_a_checkpoint_of_a_deeper_backbone_of_another_kind_is_refused():
+    state = toy().state_dict()
+    with pytest.raises(ValueError, match="another arch: it has stages.0.blocks.2.fc.weight"):
+        toy().load_state_dict(state | {"stages.0.blocks.2.fc.weight": torch.ones(8, 8)}, strict=False)
+    known = {"stages.0.blocks.2.fc.weight_quantizer.scale": torch.ones(1)}  # a binary layer's, which a float one skips
+    assert toy().load_state_dict(state | known, strict=False).unexpected_keys == list(known)
 
 
 def test_recomputation_in_a_backbone_of_another_kind_changes_nothing():

@@ -7,15 +7,18 @@ import re
 from collections.abc import Iterable
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmbivit.checkpoints.content import STAGE_KEY, check_tensor
+from mmbivit.checkpoints.content import BINARY_ONLY, COMPUTED, STAGE_KEY, check_tensor
 from mmbivit.checks import UserError
+
+from . import head_name
 
 __all__ = [
     "BINARY_ONLY",
-    "QUANTIZER",
     "count_stages",
     "find_family",
+    "fit_tensor",
     "head_name",
     "is_foreign",
     "own_names",
@@ -36,10 +39,6 @@ _TO_TIMM = ((r"^stages\.", "layers."), (r"\.mlp\.norm\.", ".norm2."), (r"^head\.
 _DROPPED = re.compile(r"(relative_position_index|attn_mask)$|^head\.")
 _FOREIGN = re.compile(r"^layers\.|^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.|\.blocks\.\d+\.norm2\.")
 _OPENMMLAB = re.compile(r"^patch_embed\.projection\.|\.attn\.w_msa\.|\.ffn\.layers\.")
-# Below the attributes of layers that hold quantizers, whatever these call their tensors.
-QUANTIZER = re.compile(r"_quantizer\.|\.attn\.attention\.")
-# Of files without a network to ask; where there is one, see mmbivit.checkpoints.content.binary_keys.
-BINARY_ONLY = re.compile(rf"{QUANTIZER.pattern}|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
 
 
 def is_foreign(keys: Iterable[str]) -> bool:
@@ -63,11 +62,6 @@ def count_stages(keys: Iterable[str]) -> int:
     weights = (key for key in keys if not _DROPPED.search(key))
     matches = (re.match(r"(?:layers|stages)\.(\d{1,9})\.blocks\.\d+\.", key) for key in weights)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
-
-
-def head_name(key: str) -> str:
-    """Return our name of a key of the classifier's head; timm and mmpretrain have ``head.fc``."""
-    return re.sub(r"^head\.fc\.", "head.", key)
 
 
 def own_names(keys: Iterable[str], num_stages: int) -> dict[str, str]:
@@ -111,6 +105,22 @@ def own_value(name: str, value: Tensor, family: str) -> Tensor:
     # mmdet's order is (channel, row, column), ours and the official one (column, row, channel).
     channels = value.shape[-1] // 4
     return value.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
+
+
+def fit_tensor(name: str, value: Tensor, expected: Tensor) -> Tensor:
+    """Interpolate a position bias table ``(L, heads)`` of another window size to the length that is expected.
+
+    Other tensors, and tables that are none of such a network, are returned as they are.
+    """
+    if not name.endswith("relative_position_bias_table"):
+        return value
+    if value.ndim != 2 or value.shape[1] != expected.shape[1] or value.dtype not in COMPUTED:
+        return value
+    old, new = (round(len(of_window) ** 0.5) for of_window in (value, expected))
+    if old in (0, new) or old**2 != len(value):
+        return value
+    grid = value.T.reshape(1, -1, old, old)
+    return F.interpolate(grid, size=(new, new), mode="bicubic").flatten(2)[0].T.contiguous()
 
 
 def timm_name(key: str, num_stages: int) -> str | None:
