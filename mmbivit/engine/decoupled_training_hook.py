@@ -286,7 +286,8 @@ def build_teacher(cfg: dict) -> nn.Module:
     missing, _ = load_pretrained(teacher, checkpoint, prefix=prefix)
     inside = "" if backbone is teacher else "backbone."
     blocks = ("head.", *(f"{inside}{name}." for name in find_blocks(backbone)))
-    if missing := [key for key in missing if key.startswith(blocks) and not key.endswith("relative_position_index")]:
+    tensors = teacher.state_dict()  # integers, such as indices of positions, are computed and need no checkpoint
+    if missing := [key for key in missing if key.startswith(blocks) and tensors[key].is_floating_point()]:
         raise UserError(
             f"teacher.init_cfg.checkpoint={init_cfg['checkpoint']} lacks {len(missing)} tensors of the teacher's "
             f"blocks or head, first {missing[0]}: is it a {cfg['type']} with the same arch?"

@@ -365,7 +365,8 @@ def test_mmdet_swin_can_be_the_teacher(tmp_path):
     from mmdet.models.backbones import SwinTransformer
 
     teacher = SwinTransformer(**ARCH, strides=(4, 2), out_indices=(1,))
-    torch.save(dict(state_dict={f"backbone.{k}": v for k, v in teacher.state_dict().items()}), tmp_path / "mmdet.pth")
+    state = {f"backbone.{k}": v for k, v in teacher.state_dict().items() if v.is_floating_point()}
+    torch.save(dict(state_dict=state), tmp_path / "mmdet.pth")  # without indices of positions, as newer files are
     cfg = dict(
         type="mmdet.SwinTransformer",
         strides=(4, 2),
