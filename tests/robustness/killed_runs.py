@@ -57,7 +57,6 @@ class Progress(Hook):
 
 
 def train(work_dir, teacher, pipe, *, by_epoch, interval=None, accumulate=1, ema=None, workers=0, sampler=None):
-    torch.set_num_threads(1)
     by_iter = not by_epoch or interval is not None
     ema_hooks = [] if ema is None else [EMA | dict(update_buffers=ema)]
     switch = dict(switch_epoch=EPOCHS // 2) if by_epoch else dict(switch_iter=ITERATIONS // 2)
@@ -119,13 +118,11 @@ def run_child(kill_after, number=signal.SIGKILL, **options):
 
 
 def main(folder: Path) -> None:
-    random.seed(0)
+    torch.set_num_threads(1)  # other threads of this process would be missing in the children
+    make_runner(folder / "never trained", None)  # imports what MMEngine builds a runner from, once for all children
     teacher = folder / "teacher.pth"
-    if os.fork() == 0:  # not in this process: its threads would be missing in the children
-        torch.set_num_threads(1)
-        save_teacher(teacher)
-        os._exit(0)
-    os.wait()
+    save_teacher(teacher)
+    random.seed(0)
     report = {}
     for number, (name, options) in enumerate(SCENARIOS.items()):
         run_child(None, work_dir=folder / f"{number}_whole", teacher=teacher, **options)

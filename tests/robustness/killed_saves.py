@@ -59,7 +59,6 @@ def run_child(work_dir, **deadly):
     pid = os.fork()
     if pid == 0:
         sys.stdout = sys.stderr
-        torch.set_num_threads(1)
         hook = Deadly(by_epoch=False, interval=1, max_keep_ckpts=1)
         for name, value in deadly.items():
             setattr(hook, name, value)
@@ -79,6 +78,8 @@ def kill_everywhere(folder: Path) -> list:
         run_child(folder / name)
         return killed, dict(name=name, left=left, after_resume=describe(folder / name))
 
+    torch.set_num_threads(1)
+    make_runner(folder / "never trained", None)  # imports what MMEngine builds a runner from, once for all children
     report = []
     for step in count(1):
         killed, row = kill(f"step {step}", deadly_step=step)
