@@ -42,12 +42,18 @@ def rng(request) -> random.Random:
     return random.Random(f"{request.node.name}{ROUNDS}")
 
 
+def write(path: Path, data: bytes) -> None:
+    """Write a new file; some file systems take milliseconds to overwrite one, as they write it to the disk at once."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def read_mutated(good: list[bytes], path: Path, read, rng: random.Random, count: int) -> int:
     """Read that many mutations of some files in turn, and return how many were refused."""
     count *= ROUNDS
     number = 0
     for i in range(count):
-        path.write_bytes(mutate_bytes(good[i % len(good)], rng, good[i * 7 % len(good)]))
+        write(path, mutate_bytes(good[i % len(good)], rng, good[i * 7 % len(good)]))
         number += refused(lambda: read(path))
     assert count // 5 < number < count  # mutations that damage nothing, or everything alike, would test nothing
     return number
@@ -91,7 +97,8 @@ def test_weights_that_are_almost_those_of_the_model(tmp_path, rng):
             if rng.random() < 0.3:
                 state[rng.choice((key[:-1], key.replace("stages.0", "stages.9"), f"module.{key}"))] = state.pop(key)
         content = {**small, "state_dict": state} if i % 2 else mutate_value({**small, "state_dict": state}, rng)
-        torch.save(content, path)
+        torch.save(content, buffer := io.BytesIO())
+        write(path, buffer.getvalue())
         reads = (
             lambda: load_classifier(model, path),
             lambda: load_pretrained(model.backbone, load_checkpoint_file(str(path))),
@@ -118,7 +125,7 @@ def test_packed_files(packed, tmp_path, rng):
 
     images, number = torch.zeros(1, 3, 24, 24), 0
     for _ in range(400 * ROUNDS):
-        path.write_bytes(mutated(packed, rng))
+        write(path, mutated(packed, rng))
         number += refused(lambda: load(path)(images))
     assert number > 200 * ROUNDS
 
@@ -174,7 +181,7 @@ def test_values_of_configs(config, tmp_path, rng, suffix):
     for _ in range(150 * ROUNDS):
         changed = mutate_value(copy.deepcopy(config), rng)
         dump = json.dumps(changed, default=str, skipkeys=True) if suffix == "json" else yaml.dump(changed)
-        path.write_text(dump)
+        write(path, dump.encode())
         number += refused(lambda: load_config(path))
     assert 5 * ROUNDS < number < 150 * ROUNDS
 
