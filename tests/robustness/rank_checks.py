@@ -13,11 +13,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank
+from mmengine.hooks import Hook
 from torch import distributed, nn
 
 from mmbivit.engine import CpuDistributedDataParallel, CpuSyncBatchNorm
 from mmbivit.engine.ranks_hook import RanksHook, check_same_config
-from tests.engine.toy import ToyModel, make_runner
+from tests.engine.toy import ToyModel, make_runner, save_teacher, teacher_cfg
 
 
 def synchronised(norm: nn.Module) -> nn.Module:
@@ -179,6 +180,44 @@ def other_wrappers_are_refused():
 DDP = dict(type="MMDistributedDataParallel", device_ids=None, find_unused_parameters=True)
 
 
+class Snapshot(Hook):
+    """Notes the stage of each iteration, and the parameters just before the switch."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self):
+        self.stages, self.before = [], None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 4:
+            self.before = parameters(runner)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.stages.append(runner.model.module.backbone.stage)
+
+
+def parameters(runner) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in runner.model.module.named_parameters()}
+
+
+def parameters_stay_equal_through_the_switch():
+    teacher, snapshot = Path(sys.argv[1]) / "teacher.pth", Snapshot()
+    if get_rank() == 0:
+        save_teacher(teacher)
+    distributed.barrier()
+    # Two epochs of 2 iterations on each rank for stage 1, two for stage 2.
+    hook = dict(switch_iter=4, teacher=teacher_cfg(teacher))
+    runner = ddp_runner("switched", hook, DDP, hooks=[snapshot])
+    runner.train()
+    assert snapshot.stages == [1] * 4 + [2] * 4
+    before, after = snapshot.before, parameters(runner)
+    assert after.keys() == dict(ToyModel().named_parameters()).keys()
+    for values in (before, after):
+        for pair in zip(*all_gather_object(list(values.values())), strict=True):
+            assert torch.equal(*pair)
+    assert any(".si." in name for name, value in after.items() if not torch.equal(value, before[name]))
+
+
 class BadOnRank1(ToyModel):
     """Has a loss, or an input, that is no number in the second iteration of one rank."""
 
@@ -258,6 +297,7 @@ CHECKS = (
     different_configs_are_refused,
     wrappers_without_what_stage_1_needs_are_refused,
     other_wrappers_are_refused,
+    parameters_stay_equal_through_the_switch,
     a_loss_of_one_rank_stops_all,
     a_gradient_of_one_rank_stops_all,
     a_loss_of_one_rank_is_skipped_by_all,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,14 +66,14 @@ def differing(left: dict, right: dict) -> list[str]:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory, float_classifier) -> SimpleNamespace:
-    """A config of 12 images with its options, and what one process does with batches of 4."""
+    """A config of 18 images with its options, and what one process does with batches of 6."""
     folder = tmp_path_factory.mktemp("ranks_of_a_classifier")
-    data = make_image_folders(folder / "data", train=4)
+    data = make_image_folders(folder / "data")
     write_configs(folder, data, CLASSIFIER_CONFIGS)
     config = folder / "classifier.py"
     config.write_text(CLASSIFIER)
     options = ["--float-checkpoint", float_classifier, "--seed", "0", "--accumulate", "2", "--ema", "0.3"]
-    changes = {"custom_hooks.0.teacher.type": "DoubleSwin", "train_dataloader.batch_size": 4}
+    changes = {"custom_hooks.0.teacher.type": "DoubleSwin"}
     kwargs = dict(float_checkpoint=str(float_classifier), seed=0, accumulate=2, ema=0.3)
     name = {"experiment_name": "ranks_single"}
     train(train_config(config, work_dir=str(folder / "single"), cfg_options=changes | name, **kwargs))
@@ -84,27 +85,25 @@ def classifier(tmp_path_factory, float_classifier) -> SimpleNamespace:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_do_what_one_does_with_the_whole_batch(classifier, tmp_path, processes):
+def test_three_processes_do_what_one_does_with_the_whole_batch(classifier, tmp_path):
     # SyncBN, distillation, gradients accumulated over 2 of 3 iterations, EMA, in both stages.
-    batch = f"train_dataloader.batch_size={4 // processes}"
-    result = dist_train(classifier.config, processes, tmp_path, *classifier.options, batch)
+    result = dist_train(classifier.config, 3, tmp_path, *classifier.options, "train_dataloader.batch_size=2")
     assert result.returncode == 0, result.stderr[-3000:]
 
-    single, ranks = classifier.single, notes(tmp_path, processes)
+    single, ranks = classifier.single, notes(tmp_path, 3)
     assert ["loss_distill" in losses for losses in single["losses"]] == [True] * SWITCH + [False] * 3
     for i, losses in enumerate(single["losses"]):
         for name, value in losses.items():  # computed in float32, from equal logits and features
-            mean = sum(rank["losses"][i][name] for rank in ranks) / processes
+            mean = sum(rank["losses"][i][name] for rank in ranks) / 3
             assert mean == pytest.approx(value, abs=1e-6), (i, name)
     for rank in ranks:
         for state in ("before", "after"):
             assert not differing(rank[state], ranks[0][state])
-            for name, value in single[state].items():
-                torch.testing.assert_close(rank[state][name], value, rtol=0, atol=1e-9, msg=f"{name} {state} switch")
+            for name, value in single[state].items():  # whose gradients come through losses in float32
+                torch.testing.assert_close(rank[state][name], value, rtol=0, atol=1e-8, msg=f"{name} {state} switch")
         assert not differing(rank["ema"][0], ranks[0]["ema"][0])
         for name, value in single["ema"][0].items():
-            torch.testing.assert_close(rank["ema"][0][name], value, rtol=0, atol=1e-9)
+            torch.testing.assert_close(rank["ema"][0][name], value, rtol=0, atol=1e-8)
     assert any(".si." in name for name in differing(single["before"], single["after"]))
 
 
@@ -127,6 +126,9 @@ def test_killed_at_the_switch_and_resumed_the_processes_stay_equal(detector, tmp
 
     resumed = dist_train(detector.config, 2, tmp_path, *detector.options, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
+    log = resumed.stdout  # of one process
+    assert log.count(f"Stage 2 from iteration {SWITCH} ") == log.count("Epoch(train) [2][3/3]") == 1
+    assert len(re.findall(r"Epoch\(val\) \[2\].*coco/segm_mAP: ", log)) == 1
     ranks = notes(tmp_path, 2)
     assert len(ranks[0]["losses"]) == 3 and ranks[0]["losses"] != ranks[1]["losses"]
     for state in ("before", "after"):  # BatchNorm's statistics too
@@ -141,7 +143,7 @@ def test_killed_at_the_switch_and_resumed_the_processes_stay_equal(detector, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", ["0:save:raise", "1:val:kill"])
 def test_an_error_in_one_process_ends_the_job(classifier, tmp_path, failure):
-    options = [*classifier.options, "train_dataloader.batch_size=2"]
+    options = [*classifier.options, "train_dataloader.batch_size=3"]
     result = dist_train(classifier.config, 2, tmp_path, *options, failure=failure)
     assert result.returncode != 0
     rank, _, kind = failure.split(":")
@@ -154,7 +156,7 @@ def test_an_error_in_one_process_ends_the_job(classifier, tmp_path, failure):
 def test_without_an_agent_the_timeout_ends_the_others(classifier, tmp_path):
     """As with Slurm or MPI: nobody watches, and a process is stuck rather than dead."""
     command = [sys.executable, ROOT / "tools" / "train.py", classifier.config, "--launcher", "pytorch", "--work-dir"]
-    options = [*classifier.options, "train_dataloader.batch_size=2", "env_cfg.dist_cfg.timeout=3"]
+    options = [*classifier.options, "train_dataloader.batch_size=3", "env_cfg.dist_cfg.timeout=3"]
     variables = environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", RANK_FAILURE=f"1:iter{SWITCH}:hang")
     processes = [
         subprocess.Popen(

@@ -273,17 +273,6 @@ def two_processes() -> Callable[..., str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_through_both_stages_and_evaluate(configs, float_checkpoint, tmp_path, two_processes):
-    options = ["--float-checkpoint", float_checkpoint, "--work-dir", tmp_path, "--seed", "0"]
-    log = two_processes("dist_train.sh", configs["binary"], "2", *options)
-    assert log.count("Stage 2 from iteration 1 ") == 1
-    assert "Epoch(train) [2][1/1]" in log  # four images, two processes of two
-
-    log = two_processes("dist_test.sh", configs["binary"], tmp_path / "epoch_2.pth", "2", "--work-dir", tmp_path)
-    assert "coco/segm_mAP: " in log
-
-
-@pytest.mark.slow
 def test_two_processes_train_and_evaluate_a_classifier(classifier_configs, float_classifier, tmp_path, two_processes):
     config, out = classifier_configs["binary"], tmp_path / "out.pkl"
     options = ["--float-checkpoint", float_classifier, "--work-dir", tmp_path, "--seed", "0", "--accumulate", "2"]
