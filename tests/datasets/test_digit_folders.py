@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -315,28 +314,24 @@ def test_draw_digit_folders(folders):
         draw_digit_folders(folders.root, per_class=0)
 
 
-def run_tool(*arguments: str | Path) -> subprocess.CompletedProcess:
-    tool = ROOT / "tools" / "make_digit_scenes.py"
-    command = [sys.executable, tool, "--layout", "folders", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_tool(tmp_path):
-    out, picture = tmp_path / "digits", tmp_path / "pictures" / "digits.png"
-    done = run_tool("--out", out, "--train", 20, "--val", 10, "--size", 32, "--seed", 3, "--picture", picture)
-    assert done.returncode == 0, done.stderr
-    made = DigitFolders.load(out)
-    assert made.options == {"train": 20, "val": 10, "size": 32, "seed": 3, "clutter": [1, 2], "generator": 1}
-    assert str(out) in done.stdout and "images" in done.stdout
-    with Image.open(picture) as pixels:
-        assert pixels.size[0] > 300 and pixels.mode == "RGB"
-
-
 def load_tool():
     spec = importlib.util.spec_from_file_location("make_digit_scenes", ROOT / "tools" / "make_digit_scenes.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_tool(tmp_path, monkeypatch, capsys):
+    out, picture = tmp_path / "digits", tmp_path / "pictures" / "digits.png"
+    options = ["--train", "20", "--val", "10", "--size", "32", "--seed", "3", "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["tool", "--layout", "folders", "--out", str(out), *options])
+    assert not load_tool().main()
+    printed = capsys.readouterr().out
+    made = DigitFolders.load(out)
+    assert made.options == {"train": 20, "val": 10, "size": 32, "seed": 3, "clutter": [1, 2], "generator": 1}
+    assert str(out) in printed and "images" in printed
+    with Image.open(picture) as pixels:
+        assert pixels.size[0] > 300 and pixels.mode == "RGB"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +340,7 @@ def load_tool():
         (["--max-digits", "3"], "--max-digits is not an option of --layout folders"),
         (["--size", "48", "64"], "--size takes one number, got 2"),
         (["--train", "5"], "train=5; allowed: an integer of 10 or more"),
+        (["--layout", "coco", "--train", "0"], "train=0; allowed: an integer of 1 or more"),
     ],
 )
 def test_tool_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
