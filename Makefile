@@ -12,11 +12,11 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 test-openmmlab: $(OPENMMLAB_STAMP)
 	$(OPENMMLAB_BIN)/python -m mmbivit.doctor
-	$(OPENMMLAB_BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/test_families.py tests/test_detectors.py \
+	$(OPENMMLAB_BIN)/python -m pytest -n 2 --dist worksteal --durations=5 tests/test_families.py tests/test_detectors.py \
 		tests/engine/test_resumable_training_hook.py tests/robustness/test_killed_runs.py \
 		tests/apis/test_train_classifier.py tests/apis/test_predict.py
 

@@ -37,6 +37,11 @@ yapf_api.FormatCode = config.FormatCode = _format_once  # the second in OpenMMLa
 utils.load = cache(utils.load)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: where processes share the tests, none is left with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of garbage collections, of which MMEngine makes one with each data set."""
     gc.collect()
