@@ -1,6 +1,5 @@
 """The main config as it is, full Swin-T and full heads, on a COCO-shaped folder of eight scenes."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmbivit import get_config
 from mmbivit.datasets import make_digit_scenes
+from tests.analysis.logs import logged
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,9 +42,7 @@ def test_an_iteration_in_each_stage_and_an_evaluation(tmp_path):
     result = subprocess.run([str(word) for word in command + options], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
 
-    lines = [
-        json.loads(line) for line in next((tmp_path / "run").glob("*/vis_data/scalars.json")).read_text().splitlines()
-    ]
+    lines = logged(tmp_path / "run")
     losses = [line for line in lines if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2]
     assert ["loss_distill" in line for line in losses] == [True, False]

@@ -1,9 +1,11 @@
-"""Logs as MMEngine writes them, with numbers chosen by tests."""
+"""Logs as MMEngine writes them, with numbers chosen by tests, and what runs logged."""
 
 import json
 from pathlib import Path
 
-__all__ = ["CONFIG", "flips_entry", "train_entry", "write_run"]
+from mmbivit.analysis.training_log import read_runs
+
+__all__ = ["CONFIG", "flips_entry", "logged", "train_entry", "write_run"]
 
 CONFIG = "model = dict(type='Some')\ncustom_hooks = [dict(type='mmbivit.DecoupledTrainingHook', {})]\n"
 
@@ -27,3 +29,8 @@ def flips_entry(step: int, **layers: float) -> dict:
     """What SignFlipsHook writes; its total is the mean."""
     shares = {f"sign_flips/{name}": share for name, share in layers.items()}
     return {"sign_flips": sum(layers.values()) / len(layers), **shares, "iter": step, "step": step}
+
+
+def logged(work_dir: Path, key: str = "step") -> list[dict]:
+    """Entries with a key in the logs of all runs in a work dir, in order."""
+    return [entry for run in read_runs(work_dir).values() for entry in run if key in entry]

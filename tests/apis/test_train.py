@@ -1,6 +1,5 @@
 """Options of training, checkpoints it starts from, and a run through both stages."""
 
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from mmbivit.apis import train, train_config
 from mmbivit.apis.checkpoints import fetch_checkpoints
 from mmbivit.checkpoints import load_checkpoint_file, use_safe_loading
 from mmbivit.engine import ThroughputHook
+from tests.analysis.logs import logged
 
 OURS = Path(__file__).parents[2] / "configs"
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", interval=1, update_buffers=True)
@@ -296,8 +296,7 @@ def test_both_stages_with_log_memory_eta_and_event_file(configs, float_checkpoin
     )
 
     assert model.backbone.stage == 2
-    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
-    steps = [step for step in map(json.loads, scalars.read_text().splitlines()) if "loss" in step]
+    steps = logged(tmp_path, "loss")
     assert [step["epoch"] for step in steps] == [1, 1, 2, 2]
     assert ["loss_distill" in step for step in steps] == [True, True, False, False]
     assert all(50 < step["memory"] < 20000 for step in steps)

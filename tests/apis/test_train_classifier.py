@@ -1,7 +1,6 @@
 """Classifiers through the same training: two stages, resuming, accumulation, EMA, mixed precision, logs."""
 
 import importlib.machinery
-import json
 import subprocess
 import sys
 from unittest.mock import MagicMock
@@ -14,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmbivit.apis import train, train_config
 from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine.decoupled_training_hook import build_teacher, find_staged_backbone
+from tests.analysis.logs import logged
 from tests.tiny import CLASSES
 
 PLAIN = {"model.data_preprocessor.mixup": None, "model.data_preprocessor.random_erasing": None}
@@ -46,13 +46,11 @@ def test_both_stages_with_a_teacher(config, float_classifier, tmp_path):
     model = train(config())
 
     assert model.backbone.stage == 2
-    (scalars,) = tmp_path.glob("run/*/vis_data/scalars.json")
-    lines = list(map(json.loads, scalars.read_text().splitlines()))
-    steps = [line for line in lines if "loss" in line]
+    steps = logged(tmp_path / "run", "loss")
     assert [step["epoch"] for step in steps] == [1, 1, 1, 2, 2, 2]
     assert ["loss_distill" in step for step in steps] == [True] * 3 + [False] * 3
     assert all(step["images_per_s"] > 0 and step["memory"] > 0 for step in steps)
-    assert [line["accuracy/top1"] for line in lines if "accuracy/top1" in line]
+    assert [entry["accuracy/top1"] for entry in logged(tmp_path / "run", "accuracy/top1")]
     (log,) = tmp_path.glob("run/*/*.log")
     assert "eta: " in log.read_text()
     checkpoint = load(tmp_path / "run" / "epoch_2.pth")
@@ -72,8 +70,7 @@ def test_logits_of_a_float_classifier_are_distilled_in_both_stages(config, float
     hook.distill_loss = [dict(type="mmbivit.BlockMSELoss"), dict(type="mmbivit.SoftCrossEntropyLoss", stages=(1, 2))]
     train(cfg)
 
-    (scalars,) = tmp_path.glob("run/*/vis_data/scalars.json")
-    steps = [line for line in map(json.loads, scalars.read_text().splitlines()) if "loss" in line]
+    steps = logged(tmp_path / "run", "loss")
     assert ["loss_distill" in step for step in steps] == [True] * 3 + [False] * 3
     assert all(step["loss_distill_logits"] > 0 for step in steps)
 
@@ -151,8 +148,7 @@ def test_mixed_precision_on_the_cpu(config, tmp_path):
         hook.remove()
     assert torch.bfloat16 in dtypes
     assert all(value.dtype == torch.float32 for value in model.parameters())
-    steps = [json.loads(line) for line in next(tmp_path.glob("run/*/vis_data/scalars.json")).read_text().splitlines()]
-    assert all(torch.isfinite(torch.tensor(step["loss"])) for step in steps if "loss" in step)
+    assert all(torch.isfinite(torch.tensor(step["loss"])) for step in logged(tmp_path / "run", "loss"))
 
 
 def test_wandb_gets_project_and_scalars(config, monkeypatch):

@@ -4,7 +4,6 @@ Several processes: tests/robustness/rank_checks.py.
 """
 
 import gc
-import json
 import logging
 import weakref
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import nn
 from mmbivit.checkpoints import load_checkpoint_file
 from mmbivit.engine import DecoupledTrainingHook
 from mmbivit.models import BinarySwinTransformer
+from tests.analysis.logs import logged
 
 from .toy import ARCH, ToyModel, make_runner, save_teacher, teacher_cfg
 
@@ -75,8 +75,7 @@ def test_both_stages(tmp_path, teacher, by_epoch):
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
     assert {name for name in start if ".si." in name} <= moved
     # Decision 4: the log has loss_distill in stage 1 only; no teacher in the checkpoint.
-    log = [json.loads(line) for line in next((tmp_path / "run").glob("*/vis_data/*.json")).read_text().splitlines()]
-    assert ["loss_distill" in line for line in log if "loss" in line] == [True] * 4 + [False] * 4
+    assert ["loss_distill" in entry for entry in logged(tmp_path / "run", "loss")] == [True] * 4 + [False] * 4
     last = sorted((tmp_path / "run").glob("*.pth"))[-1]
     saved = torch.load(last, weights_only=False)
     assert list(saved["state_dict"]) == keys

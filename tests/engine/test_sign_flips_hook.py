@@ -1,7 +1,5 @@
 """Sign flips are counted right, logged in MMEngine's JSON, and go on after a resume."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from mmbivit.binary import BinaryLinear
+from tests.analysis.logs import logged
 from tests.engine.toy import ToyModel, make_runner
 
 LAYER = "backbone.stages.0.blocks.0.attn.qkv"
@@ -28,13 +27,6 @@ class Weights(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.copy(runner)
-
-
-def logged(work_dir):
-    """The hook's entries in the logs of all runs in a work dir, in order."""
-    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [entry for entry in entries if "sign_flips" in entry]
 
 
 def flips(before, after):
@@ -61,7 +53,7 @@ def test_shares_are_those_of_weights_that_changed_sign(tmp_path, by_epoch, inter
     switch = dict(switch_epoch=1) if by_epoch else dict(switch_iter=2)
     make_runner(tmp_path, switch, by_epoch=by_epoch, length=2 if by_epoch else 5, hooks=hooks).train()
     every = interval or 4
-    entries = logged(tmp_path)
+    entries = logged(tmp_path, "sign_flips")
     assert [entry.pop("step") for entry in entries] == list(range(every, len(weights.seen), every))
     for entry in entries:
         end = entry.pop("iter")
@@ -82,7 +74,7 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(tmp_path):
     make_runner(
         tmp_path / "killed", dict(switch_iter=1), length=4, data=data, load_from=last, resume=True, **options
     ).train()
-    whole, killed = logged(tmp_path / "whole"), logged(tmp_path / "killed")
+    whole, killed = (logged(tmp_path / name, "sign_flips") for name in ("whole", "killed"))
     assert [entry["step"] for entry in killed] == [2, 4]
     assert killed == whole
 
@@ -92,7 +84,7 @@ def test_a_checkpoint_of_a_run_without_the_hook_can_be_resumed(tmp_path):
     hooks = [dict(type="mmbivit.SignFlipsHook")]
     last = str(tmp_path / "epoch_2.pth")
     make_runner(tmp_path, dict(switch_epoch=1), length=3, hooks=hooks, load_from=last, resume=True).train()
-    assert [entry["step"] for entry in logged(tmp_path)] == [12]
+    assert [entry["step"] for entry in logged(tmp_path, "sign_flips")] == [12]
     assert {"sign_flips_signs"} <= torch.load(tmp_path / "epoch_3.pth", weights_only=False).keys()
 
 
@@ -122,5 +114,5 @@ def test_signs_of_another_network_or_release_are_not_taken_over(tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     odd = str(tmp_path / "odd.pth")
     make_runner(tmp_path, dict(switch_epoch=1), length=2, hooks=hooks, load_from=odd, resume=True).train()
-    resumed = [entry[f"sign_flips/{LAYER}"] for entry in logged(tmp_path) if entry["step"] == 5]
+    resumed = [entry[f"sign_flips/{LAYER}"] for entry in logged(tmp_path, "sign_flips") if entry["step"] == 5]
     assert len(resumed) == 2 and resumed[1] == resumed[0]  # taken over, words of -1 would be half of all signs

@@ -1,6 +1,5 @@
 """Images per second, by hand and in the log of runs."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from mmengine.logging import MessageHub
 
 from mmbivit.engine import ThroughputHook
+from tests.analysis.logs import logged
 from tests.engine.toy import make_runner
 
 SPEED = "train/images_per_s"
@@ -51,8 +51,7 @@ def test_every_line_of_the_log_has_speed_and_eta(tmp_path, by_epoch):
     hooks, accumulate = [dict(type="mmbivit.ThroughputHook")], dict(accumulative_counts=2)
     make_runner(tmp_path, None, by_epoch=by_epoch, length=2, hooks=hooks, optim=accumulate).train()
 
-    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
-    steps = [step for step in map(json.loads, scalars.read_text().splitlines()) if "loss" in step]
+    steps = logged(tmp_path, "loss")
     assert len(steps) == (8 if by_epoch else 2)
     for step in steps:  # two images, and a window of one iteration
         assert step["images_per_s"] == pytest.approx(2 / step["time"], rel=1e-6)

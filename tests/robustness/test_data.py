@@ -1,6 +1,5 @@
 """Data as it comes: both detectors train on it in both stages, or the run ends with one line that names the file."""
 
-import json
 import math
 from pathlib import Path
 
@@ -16,16 +15,11 @@ from PIL import Image
 
 from mmbivit.apis import evaluate, evaluation_config, train, train_config
 from mmbivit.apis.errors import user_errors
+from tests.analysis.logs import logged
 from tests.robustness.dirty_coco import KINDS, make_dirty_coco, set_cascade
 from tests.tiny import CLASSIFIER_CONFIGS, make_coco, make_image_folders, write_configs
 
 TRAIN, VAL = "annotations/instances_train2017.json", "annotations/instances_val2017.json"
-
-
-def logged(work_dir: Path) -> list[dict]:
-    """The lines of the log that have losses."""
-    (file,) = work_dir.glob("*/vis_data/scalars.json")
-    return [row for row in map(json.loads, file.read_text().splitlines()) if "loss" in row]
 
 
 def run(capsys, function, *args) -> str:
@@ -71,7 +65,7 @@ def test_odd_images_and_batches_without_objects(tmp_path, detector, float_checkp
     if detector == "cascade_mask_rcnn":
         set_cascade(cfg)
     model = train(cfg)
-    rows = logged(tmp_path / "work")
+    rows = logged(tmp_path / "work", "loss")
     assert len(rows) == 40
     assert ["loss_distill" in row for row in rows] == [True] * 20 + [False] * 20
     losses = [value for row in rows for key, value in row.items() if "loss" in key]
@@ -184,7 +178,7 @@ def classifier_config(root: Path, name: str, kind: str = "binary", **options) ->
 
 def test_a_classifier_trains_on_images_of_all_kinds(folders):
     train(classifier_config(folders, "kinds", "float", **{"train_dataloader.batch_size": 2}))
-    rows = logged(folders.parent / "work")
+    rows = logged(folders.parent / "work", "loss")
     assert len(rows) == 2 * (12 + len(KINDS)) // 2
     assert all(math.isfinite(row["loss"]) for row in rows)
 

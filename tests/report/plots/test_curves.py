@@ -1,11 +1,10 @@
 """Curves of a work dir as training leaves it."""
 
-import json
-
 import pytest
 
 from mmbivit.apis import train, train_config
 from mmbivit.report.plots.curves import plot_curves
+from tests.analysis.logs import logged
 
 
 def test_curves_of_a_classifier_in_two_stages(tmp_path, classifier_configs, float_classifier):
@@ -13,8 +12,7 @@ def test_curves_of_a_classifier_in_two_stages(tmp_path, classifier_configs, floa
     work_dir, options = str(tmp_path / "run"), {"experiment_name": "curves"}
     config, teacher = classifier_configs["binary"], str(float_classifier)
     train(train_config(config, work_dir=work_dir, seed=0, float_checkpoint=teacher, cfg_options=options))
-    (file,) = tmp_path.glob("run/*/vis_data/scalars.json")
-    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    entries = logged(tmp_path / "run")
     figure = plot_curves(work_dir)
     total, distill, rate, accuracy = figure.axes
     trained = [entry for entry in entries if "iter" in entry]

@@ -1,18 +1,16 @@
 """Sign flips of a work dir as training leaves it."""
 
-import json
-
 import numpy as np
 import pytest
 
 from mmbivit.report.plots.flips import plot_flips
+from tests.analysis.logs import logged
 from tests.engine.toy import make_runner
 
 
 def test_flips_of_a_run_are_drawn_for_all_its_layers(tmp_path):
     make_runner(tmp_path, dict(switch_epoch=1), length=2, hooks=[dict(type="mmbivit.SignFlipsHook")]).train()
-    (file,) = tmp_path.glob("*/vis_data/scalars.json")
-    entries = [json.loads(line) for line in file.read_text().splitlines() if "sign_flips" in line]
+    entries = logged(tmp_path, "sign_flips")
     top, bottom, _ = plot_flips(tmp_path).axes
     assert top.get_lines()[0].get_xdata().tolist() == [4, 8]
     assert top.get_lines()[0].get_ydata() == pytest.approx([100 * entry["sign_flips"] for entry in entries])
