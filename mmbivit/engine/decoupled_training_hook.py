@@ -192,9 +192,10 @@ class DecoupledTrainingHook(Hook):
                     wrapper.optimizer.state.clear()
             # CheckpointHook(save_best=...) would compare with the network with float weights. The path of its
             # checkpoint stays: the first one that is best in stage 2 replaces it.
-            info = runner.message_hub.runtime_info
-            for key in [key for key in info if key.startswith("best_score")]:  # one for each of several metrics
-                del info[key]
+            hub = runner.message_hub
+            for key in [key for key in hub.runtime_info if key.startswith("best_score")]:  # one for each metric
+                hub.pop_info(key)
+                hub._resumed_keys.pop(key, None)  # else a resumed run warns that it is missing
             MMLogger.get_current_instance().info(
                 f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
                 f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."

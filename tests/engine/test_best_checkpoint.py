@@ -38,6 +38,22 @@ class Interrupt(Hook):
             raise KeyboardInterrupt
 
 
+def run(work_dir, scores, hooks=(), checkpoint="CheckpointHook", save_best="acc", **kwargs):
+    loader = dict(batch_size=8, sampler=dict(type="DefaultSampler", shuffle=False), dataset=ToyData())
+    make_runner(
+        work_dir,
+        dict(switch_epoch=2),
+        length=5,
+        hooks=hooks,
+        checkpoint=dict(type=checkpoint, interval=1, save_best=save_best),
+        data=loader,
+        val_dataloader=loader | dict(collate_fn=default_collate),
+        val_cfg=dict(type="ValLoop"),
+        val_evaluator=Evaluator(Scores(scores)),
+        **kwargs,
+    ).train()
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "save_best"), [("CheckpointHook", "acc"), ("mmbivit.AtomicCheckpointHook", ["acc", "loss"])]
 )
@@ -54,28 +70,23 @@ def test_the_best_checkpoint_is_of_stage_2(tmp_path, checkpoint, save_best, inte
         def after_val_epoch(self, runner, metrics=None):
             found.append(sorted(path.name for path in tmp_path.glob("best_*")))
 
-    def run(scores, hooks=(), **kwargs):
-        loader = dict(batch_size=8, sampler=dict(type="DefaultSampler", shuffle=False), dataset=ToyData())
-        make_runner(
-            tmp_path,
-            dict(switch_epoch=2),
-            length=5,
-            hooks=[Best(), *hooks],
-            checkpoint=dict(type=checkpoint, interval=1, save_best=save_best),
-            data=loader,
-            val_dataloader=loader | dict(collate_fn=default_collate),
-            val_cfg=dict(type="ValLoop"),
-            val_evaluator=Evaluator(Scores(scores)),
-            **kwargs,
-        ).train()
-
+    options = dict(checkpoint=checkpoint, save_best=save_best)
     if interrupted is None:
-        run(scores)
+        run(tmp_path, scores, [Best()], **options)
     else:
         with pytest.raises(KeyboardInterrupt):
-            run(scores, [Interrupt(interrupted)])
-        run(scores[interrupted:], resume=True)
+            run(tmp_path, scores, [Best(), Interrupt(interrupted)], **options)
+        run(tmp_path, scores[interrupted:], [Best()], resume=True, **options)
 
     assert found == [[f"best_{metric}_epoch_{best}.pth" for metric in metrics] for best in (1, 1, 3, 4, 4)]
     for name in found[-1]:
         assert int(load_checkpoint_file(str(tmp_path / name))["state_dict"]["backbone.training_stage"]) == 2
+
+
+def test_a_checkpoint_before_the_first_evaluation_of_stage_2_promises_no_score(tmp_path):
+    """A resumed run warned that the key of the best score is not defined."""
+    with pytest.raises(StopIteration):
+        run(tmp_path, [0.9, 0.8])  # no score for epoch 3
+    hub = load_checkpoint_file(str(tmp_path / "epoch_3.pth"))["message_hub"]
+    assert "best_score" not in hub["runtime_info"]
+    assert hub["resumed_keys"].keys() <= {*hub["runtime_info"], *hub["log_scalars"]}
