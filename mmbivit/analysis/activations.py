@@ -28,7 +28,7 @@ class ActivationDistribution:
         layer: name in the block, such as ``mlp.fc1`` for its input, or ``attn.q`` for the queries.
         edges: of the histogram, ``(bins + 1,)``.
         counts: values in each bin, ``(bins,)``.
-        gamma: thresholds, one per channel (per token in the spatial interaction branch).
+        gamma: thresholds, one per channel (per token in the spatial interaction branch, unless ``per='channel'``).
         positive: share of values that become +1, those with ``x >= gamma`` (SI-BiViT, Eq. 3).
         inside: share of values through which a gradient passes, those with ``|x - gamma| <= 1`` (Eq. 2).
     """
@@ -86,7 +86,7 @@ def _tallies(layer: str, gamma: Tensor) -> list["_Tally"]:
     if layer.endswith(".qkv_quantizer"):
         stem = layer.removesuffix("qkv_quantizer")
         return [_Tally(stem + part, of_part) for part, of_part in zip("qkv", gamma.chunk(3), strict=True)]
-    return [_Tally(layer.removesuffix(".input_quantizer"), gamma)]
+    return [_Tally(layer.partition(".input_quantizer")[0], gamma)]
 
 
 class _Tally:

@@ -72,6 +72,13 @@ def test_equals_numpys_histogram_of_all_values():
     assert any(a.edges[-1] < b.edges[-1] for a, b in zip(of_first, found, strict=True))
 
 
+def test_thresholds_of_channels_in_the_token_mixing():
+    network = make_network(spatial_interaction=dict(ratio=1.0, per="channel"))
+    _, found = activation_distributions(network, [torch.randn(1, 3, 32, 32)])
+    assert [one.layer for one in found] == LAYERS
+    assert {one.gamma.shape for one in found[-2:]} == {(8,)}
+
+
 def test_values_at_the_ends_of_the_range():
     network = make_network()
     block = network.stages[0].blocks[1]
