@@ -56,7 +56,8 @@ class Backbone(StagedModule, BaseModule):
     - ``num_features`` and ``strides``, channels of a token and pixels along it, by stage,
 
     has as ``weight_names`` what its weights are called in other implementations, if there are any,
-    and then calls ``_finish_init``. One with blocks elsewhere has its own ``blocks()``.
+    and then calls ``_finish_init``. One with blocks elsewhere has its own ``blocks()``. Its ``binary_options`` are the
+    arguments that its float counterpart leaves at their defaults.
 
     Args:
         num_stages: how many stages there will be.
@@ -74,6 +75,7 @@ class Backbone(StagedModule, BaseModule):
     num_features: Sequence[int]
     strides: Sequence[int]
     weight_names: ModuleType | None = None  # a module of mmbivit.checkpoints.names
+    binary_options: Sequence[str] = ("mlp_ratio", "spatial_interaction")
 
     def __init__(
         self,

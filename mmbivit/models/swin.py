@@ -203,6 +203,7 @@ class BinarySwinTransformer(Backbone):
     """
 
     weight_names = swin_names
+    binary_options = (*Backbone.binary_options, "downsample", "mask_padding")
 
     def __init__(
         self,

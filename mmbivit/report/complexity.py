@@ -21,7 +21,7 @@ from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.checks import UserError, check_integers
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import atomic_writer
-from mmbivit.models.stage import StagedModule
+from mmbivit.models import Backbone
 
 from .page import Page, Section, Table, render
 
@@ -56,8 +56,8 @@ class ConfigComplexity:
         config: the config file.
         kind: ``classifier`` or ``detector``.
         network: of the config's network, in training stage 2.
-        as_float: of the same with a float backbone, as the teacher has: recipe ``float``, ``mlp_ratio`` 4, no spatial
-            interaction; ``None`` where the backbone is not of two stages or float already.
+        as_float: of the same with a float backbone, as the teacher has: recipe ``float``, and without the backbone's
+            ``binary_options``; ``None`` where the backbone is not ours or float already.
     """
 
     config: str
@@ -93,9 +93,10 @@ def config_complexity(config: str | Path, shape: Sequence[int] | None = None) ->
         model = MODELS.build(copy.deepcopy(cfg.model))  # detectors change the configs of their heads
         network = complexity(model, input_shape)
         as_float = None
-        if isinstance(getattr(model, "backbone", None), StagedModule) and cfg.model.backbone.get("recipe") != "float":
-            changes = dict(recipe="float", mlp_ratio=4, spatial_interaction=None, downsample=None, mask_padding=None)
-            as_float = _with_backbone(network, MODELS.build(dict(cfg.model.backbone, **changes)))
+        backbone = getattr(model, "backbone", None)
+        if isinstance(backbone, Backbone) and cfg.model.backbone.get("recipe") != "float":
+            options = {key: cfg.model.backbone[key] for key in cfg.model.backbone.keys() - backbone.binary_options}
+            as_float = _with_backbone(network, MODELS.build(options | dict(recipe="float")))
     return ConfigComplexity(str(config), "classifier" if classifier else "detector", network, as_float)
 
 

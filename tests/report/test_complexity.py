@@ -9,7 +9,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from rich.console import Console
+from torch import nn
 
+import mmbivit.registry
 from mmbivit import get_config
 from mmbivit.analysis import Complexity, LayerComplexity, complexity
 from mmbivit.report.complexity import (
@@ -22,6 +24,7 @@ from mmbivit.report.complexity import (
     total_records,
     write_complexity,
 )
+from tests.models.test_backbone import ToyBackbone
 from tests.tools.test_tools import call
 
 COSTS = ("flops", "bops", "ops", "params", "size_bytes")
@@ -61,6 +64,25 @@ def test_what_the_backbone_holds_itself_stays_its_own(classifier_configs, tmp_pa
     report = config_complexity(config)
     row = next(row for row in report.as_float.rows if row.name == "backbone")
     assert row.params == report.network.part("backbone").rows[0].params == 8 * 8 * 8
+
+
+def test_a_backbone_with_other_options_has_a_float_twin(tmp_path, monkeypatch):
+    class Toy(ToyBackbone):
+        binary_options = ("extra",)
+
+        def __init__(self, extra=False, **kwargs):
+            super().__init__(**kwargs)
+            self.extra = nn.Linear(3, 3) if extra else None
+
+    monkeypatch.setitem(mmbivit.registry.MODELS.module_dict, "Toy", Toy)
+    config = tmp_path / "toy.py"
+    config.write_text(
+        "model = dict(type='mmbivit.ImageClassifier', num_classes=3, backbone=dict(type='mmbivit.Toy', extra=True))"
+    )
+    report = config_complexity(config, (32, 32))
+    backbone = report.network.part("backbone")
+    assert backbone.bops > 0 and backbone.params > sum(p.numel() for p in Toy().parameters())
+    assert costs(report.as_float.part("backbone")) == costs(complexity(Toy(recipe="float"), (3, 32, 32)))
 
 
 def test_the_shape_is_that_of_the_test_images(configs, tmp_path):
