@@ -69,7 +69,7 @@ class ImageClassifier(BaseModel):
         if not hasattr(self.backbone, "num_features") or not hasattr(self.backbone, "out_indices"):
             raise UserError(
                 f"backbone.type={type(self.backbone).__name__} has no num_features and out_indices, which say how many "
-                "channels it returns; allowed: mmbivit.BinarySwinTransformer, mmdet.SwinTransformer"
+                "channels it returns; allowed: backbones of mmbivit, and mmdet.SwinTransformer"
             )
         self.topk = min(topk, num_classes)
         self.drop = nn.Dropout(drop_rate)
