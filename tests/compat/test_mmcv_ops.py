@@ -564,7 +564,6 @@ def stock_losses(name: str, **changes) -> dict[str, torch.Tensor]:
 RESNET18 = {"model.backbone.depth": 18, "model.backbone.init_cfg": None, "model.backbone.frozen_stages": -1}
 
 
-@pytest.mark.slow
 def test_stock_retinanet_trains_and_predicts():
     losses = stock_losses(
         "retinanet/retinanet_r50_fpn_1x_coco.py",
@@ -580,7 +579,6 @@ def test_stock_retinanet_trains_and_predicts():
     assert set(losses) == {"loss_cls", "loss_bbox"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", "dino/dino-4scale_r50_8xb2-12e_coco.py"]
 )

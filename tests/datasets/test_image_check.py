@@ -317,7 +317,6 @@ def test_input_size(pets, backbone, smallest):
     check_image_data(cfg)
 
 
-@pytest.mark.slow
 def test_works_without_mmdet(pets):
     # The data package is used on machines without a detector.
     make_config(num_classes=7).dump("config.json")

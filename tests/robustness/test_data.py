@@ -50,7 +50,6 @@ def tiny_config(root: Path, name: str, kind: str = "float", **options) -> Config
 # What trains
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_odd_images_and_batches_without_objects(tmp_path, detector, float_checkpoint):
     """One image a batch: 9 of 20 have no object, in stage 1 with a teacher and in stage 2."""
