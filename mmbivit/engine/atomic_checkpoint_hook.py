@@ -61,7 +61,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._gradients: dict[str, Tensor] = {}
-        self._saved_at: dict[str, int] = {}
+        self._saved_iter: int | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Let a runner that was told to resume find the newest checkpoint that loads."""
@@ -149,13 +149,13 @@ class AtomicCheckpointHook(CheckpointHook):
     def save_interrupted(self, runner: Runner, place: dict[str, int]) -> None:
         """Save what a run that has to end can go on from, as ``interrupted.pth``; the next checkpoint removes it.
 
-        Nothing is saved where the last checkpoint is of this place in the run.
+        Nothing is saved where the last checkpoint is of this iteration.
 
         Args:
             runner: the runner, between two iterations.
             place: ``epoch`` and ``iter``, the numbers of those that are done.
         """
-        if place != self._saved_at:
+        if place["iter"] != self._saved_iter:
             self._save(runner, INTERRUPTED, place, save_optimizer=True, save_param_scheduler=True)
 
     def _save(
@@ -175,7 +175,7 @@ class AtomicCheckpointHook(CheckpointHook):
             **self.args,
         )
         self._gradients = {}
-        self._saved_at = dict(epoch=meta["epoch"], iter=meta["iter"])
+        self._saved_iter = meta["iter"]
         if is_main_process():
             path = self.file_backend.join_path(self.out_dir, name)
             pointer = path if "://" in path else os.path.relpath(path, runner.work_dir)

@@ -92,9 +92,10 @@ def test_the_iteration_is_finished_and_saved_and_the_resumed_run_goes_on_behind_
     assert not (tmp_path / "interrupted.pth").exists()
 
 
-def test_a_checkpoint_of_this_iteration_is_enough(tmp_path, messages):
+@pytest.mark.parametrize(("place", "at"), [("before_train_iter", 7), ("after_train_epoch", 8)])
+def test_a_checkpoint_of_this_iteration_is_enough(tmp_path, messages, place, at):
     checkpoint = SAVE | dict(interval=1, by_epoch=False)
-    assert run(tmp_path, Send(at=7), checkpoint=checkpoint) == 143
+    assert run(tmp_path, Send(place, at), checkpoint=checkpoint) == 143
     assert messages == [f"Ended by SIGTERM: --resume goes on from {tmp_path / 'iter_8.pth'}."]
     assert run(tmp_path, rest := Send(at=99), checkpoint=checkpoint, resume=True) == 0
     assert rest.iterations == []
