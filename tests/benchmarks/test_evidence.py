@@ -10,7 +10,15 @@ from scipy import stats
 
 from mmbivit.binary import BinaryLinear
 from mmbivit.models import SpatialInteraction
-from mmbivit_benchmarks.evidence import ARMS, QUESTIONS, arm_config, draw_differences, markdown_tables, run_arms
+from mmbivit_benchmarks.evidence import (
+    ARMS,
+    DETECTION,
+    QUESTIONS,
+    arm_config,
+    draw_differences,
+    markdown_tables,
+    run_arms,
+)
 from mmbivit_benchmarks.paired import compare_pairs
 
 # Logs 10 times the number of the seed, and 1 more without spatial interaction.
@@ -45,17 +53,21 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
     built = {}
     for key, arm in ARMS.items():
         cfg = arm_config(arm, checkpoint)
-        assert cfg.load_from == "float.pth" and cfg.train_cfg.max_epochs == 28
-        with DefaultScope.overwrite_default_scope("mmengine"):
+        detector = key.startswith("detector")
+        assert cfg.load_from == "float.pth" and (arm.task is DETECTION) == detector
+        assert cfg.train_cfg.val_interval == (cfg.train_cfg.max_iters if detector else cfg.train_cfg.max_epochs)
+        assert cfg.train_cfg.val_interval == (600 if detector else 28)
+        with DefaultScope.overwrite_default_scope("mmdet" if detector else "mmengine"):
             built[key] = cfg, MODELS.build(cfg.model)
     for key, (cfg, model) in built.items():
-        hooks = cfg.get("custom_hooks", [])
+        hooks = [hook for hook in cfg.get("custom_hooks", []) if "DecoupledTrainingHook" in hook.type]
+        detector, key = key.startswith("detector"), key.removeprefix("detector_")
         branches = [module for module in model.modules() if isinstance(module, SpatialInteraction)]
         layers = [module for module in model.modules() if isinstance(module, BinaryLinear)]
-        assert bool(branches) == (not key.startswith("no_si"))
+        assert bool(branches) == ("no_si" not in key)
         assert {layer.weight_quantizer.ste for layer in layers} == {"plain" if "plain" in key else "theta"}
         assert bool(hooks) == (key.startswith(("two", "distil")))
-        fresh = key == "two_stages_fresh" or key.startswith("distil")
+        fresh = key == "two_stages_fresh" or key.startswith("distil") or (detector and "plain" not in key)
         assert [hook.get("reset_optimizer", False) for hook in hooks] == [fresh] * len(hooks)
         assert [bool(hook.teacher) for hook in hooks] == [key not in ("two_cycles", "distil_nothing")] * len(hooks)
         assert model.backbone.stage1 == ("all" if key == "two_cycles" else "activations")
@@ -78,7 +90,7 @@ def test_runs_are_paired_resumed_and_tabulated(tmp_path):
     arms, lines = ("si_mlp3", "no_si_mlp3"), []
     for _ in range(2):
         lines.clear()
-        results = run_arms(arms, (1, 2, 3), tmp_path, tmp_path / "tool.py", tmp_path, 2, lines.append)
+        results = run_arms(arms, (1, 2, 3), tmp_path, tmp_path / "tool.py", 2, lines.append)
     assert results == dict(float=[11, 21, 31], si_mlp3=[10, 20, 30], no_si_mlp3=[11, 21, 31])
     assert len(lines) == 9 and all("done before" in line for line in lines)
     assert json.loads((tmp_path / "results.json").read_text())["accuracies"] == results

@@ -1,7 +1,7 @@
-"""What helps a binary classifier, on cluttered digits: arms that differ in one thing, over paired seeds.
+"""What helps a binary network, on digits: arms that differ in one thing, over paired seeds.
 
 Every seed has its own float network, from whose weights all of its arms start and which is the teacher where there is
-one; all arms take 28 epochs. An arm that answers several questions is run once.
+one; all arms of a task take as many iterations. An arm that answers several questions is run once.
 """
 
 import json
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARMS",
+    "CLASSIFICATION",
+    "DETECTION",
     "QUESTIONS",
     "Arm",
     "Question",
+    "Task",
     "arm_config",
     "draw_differences",
     "markdown_tables",
@@ -38,10 +41,32 @@ __all__ = [
     "without_branch",
 ]
 
-METRIC = "accuracy/top1"
-FLOAT = "classification/digits_swin_float"
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned.
+
+    Args:
+        float_key: how results call its float networks.
+        float_config: name of their config.
+        metric: what is compared, as MMEngine logs it.
+        percent: what it is multiplied by to be in percent.
+        data: folder of its data below that of the results.
+    """
+
+    float_key: str
+    float_config: str
+    metric: str
+    percent: float
+    data: str
+
+
+CLASSIFICATION = Task("float", "classification/digits_swin_float", "accuracy/top1", 1.0, "data")
+DETECTION = Task("float_detector", "digits/mask_rcnn_swin_float", "coco/bbox_mAP_50", 100.0, "scenes")
 ONE_STAGE = "classification/digits_sibivit_from_float"
 TWO_STAGES = "classification/digits_sibivit"
+DETECTOR_ONE_STAGE = "digits/ablation/single_stage_si"
+DETECTOR_TWO_STAGES = "digits/mask_rcnn_sibivit"
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,11 @@ class Arm:
     label: str
     base: str
     changes: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """What it learns."""
+        return DETECTION if self.base.startswith("digits/") else CLASSIFICATION
 
 
 def _without_si(mlp_ratio: int) -> tuple[tuple[str, object], ...]:
@@ -105,6 +135,15 @@ ARMS = {
     "alpha_0.01": _alpha(0.01),
     "alpha_0.1": _alpha(0.1),
     "alpha_0.5": _alpha(0.5),
+    "detector_two_stages": Arm("detector, two stages, SI", DETECTOR_TWO_STAGES),
+    "detector_one_stage": Arm("detector, single stage, SI", DETECTOR_ONE_STAGE),
+    "detector_two_stages_no_si": Arm("detector, two stages, no SI", DETECTOR_TWO_STAGES, _without_si(3)),
+    "detector_one_stage_no_si": Arm("detector, single stage, no SI", DETECTOR_ONE_STAGE, _without_si(3)),
+    "detector_two_stages_plain": Arm(
+        "detector, two stages, plain, optimizer not fresh",
+        DETECTOR_TWO_STAGES,
+        (_PLAIN, ("custom_hooks.0.reset_optimizer", False)),
+    ),
 }
 
 
@@ -164,6 +203,17 @@ QUESTIONS = (
         "Where should alpha start?",
         (("alpha_0.01", "si_mlp3"), ("alpha_0.1", "si_mlp3"), ("alpha_0.5", "si_mlp3")),
     ),
+    Question(
+        "D",
+        "And in detection? (box AP50)",
+        (
+            ("detector_two_stages", "detector_one_stage"),
+            ("detector_two_stages_no_si", "detector_one_stage_no_si"),
+            ("detector_two_stages", "detector_two_stages_no_si"),
+            ("detector_one_stage", "detector_one_stage_no_si"),
+            ("detector_two_stages_plain", "detector_two_stages"),
+        ),
+    ),
 )
 
 
@@ -176,7 +226,11 @@ def arm_config(arm: Arm, float_checkpoint: Path) -> Config:
     for hook in cfg.get("custom_hooks", []):
         if hook.get("teacher"):
             hook.teacher.init_cfg.checkpoint = str(float_checkpoint)
-    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    return _evaluated_at_its_end(cfg)
+
+
+def _evaluated_at_its_end(cfg: Config) -> Config:
+    cfg.train_cfg.val_interval = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.max_iters
     return cfg
 
 
@@ -194,7 +248,6 @@ def run_arms(
     seeds: Sequence[int],
     out: Path,
     train_tool: Path,
-    data: Path,
     jobs: int,
     progress: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
@@ -203,37 +256,38 @@ def run_arms(
     Args:
         arms: names of :data:`ARMS`.
         seeds: of initialisation, order and augmentation, and of the float network.
-        out: a folder per run, named ``<arm>_seed<n>``.
+        out: has the data of each task, and gets a folder per run, named ``<arm>_seed<n>``.
         train_tool: path of ``tools/train.py``.
-        data: the digit folders.
         jobs: runs at a time, one thread each.
         progress: told of each run that is done.
 
     Returns:
-        The accuracies after the last epoch in percent, by arm and in the order of the seeds; those of the float
-        networks are under ``float``.
+        The metric at the end in percent, by arm and in the order of the seeds; those of the float networks are under
+        their own keys.
 
     Raises:
         RuntimeError: if a run fails; it names the log.
         ValueError: for an impossible seed, or less than one job.
     """
     check_runs(seeds, jobs)
-    start, done, total = time.monotonic(), 0, len(seeds) * (1 + len(arms))
+    tasks = {ARMS[arm].task.float_key: ARMS[arm].task for arm in arms}
+    start, done, total = time.monotonic(), 0, len(seeds) * (len(tasks) + len(arms))
 
     def train(arm: str, seed: int) -> float:
         nonlocal done
         work_dir = out / f"{arm}_seed{seed}"
         work_dir.mkdir(parents=True, exist_ok=True)
-        if arm == "float":
-            cfg = get_config(FLOAT)
-            cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+        if arm in tasks:
+            task, cfg = tasks[arm], _evaluated_at_its_end(get_config(tasks[arm].float_config))
         else:
-            teacher = out / f"float_seed{seed}"
+            task = ARMS[arm].task
+            teacher = out / f"{task.float_key}_seed{seed}"
             cfg = arm_config(ARMS[arm], teacher / (teacher / "last_checkpoint").read_text().strip())
         config = work_dir / "arm.py"
         cfg.dump(config)
         new = not (work_dir / "evaluations.json").is_file()
-        accuracy = train_once(train_tool, config, work_dir, ["--data-root", data, "--seed", seed], METRIC)[-1][METRIC]
+        options = ["--data-root", out / task.data, "--seed", seed]
+        accuracy = task.percent * train_once(train_tool, config, work_dir, options, task.metric)[-1][task.metric]
         done += 1
         minutes = (time.monotonic() - start) / 60
         note = f"{minutes:.0f} minutes" if new else "done before"
@@ -241,18 +295,18 @@ def run_arms(
         return accuracy
 
     with ThreadPoolExecutor(jobs) as pool:
-        floats = list(pool.map(lambda seed: train("float", seed), seeds))
-        work = [(arm, seed) for seed in seeds for arm in arms]
-        accuracies = list(pool.map(lambda job: train(*job), work))
-    results = dict(float=floats)
-    for (arm, _), accuracy in zip(work, accuracies, strict=True):
-        results.setdefault(arm, []).append(accuracy)
+        results: dict[str, list[float]] = {}
+        # All float networks first, so that nobody waits for one that has not begun.
+        for names in (list(tasks), arms):
+            work = [(name, seed) for seed in seeds for name in names]
+            for (name, _), accuracy in zip(work, pool.map(lambda job: train(*job), work), strict=True):
+                results.setdefault(name, []).append(accuracy)
     (out / "results.json").write_text(json.dumps(dict(seeds=list(seeds), accuracies=results), indent=1) + "\n")
     return results
 
 
 def without_branch(work_dir: Path, data: Path) -> float:
-    """Return the accuracy in percent of a finished run with alpha set to 0, which takes the branch away."""
+    """Return the accuracy in percent of a finished classifier with alpha set to 0, which takes the branch away."""
     done = work_dir / "without_branch.json"
     if not done.is_file():
         checkpoint = load_checkpoint_file(work_dir / (work_dir / "last_checkpoint").read_text().strip())
@@ -263,7 +317,7 @@ def without_branch(work_dir: Path, data: Path) -> float:
         cfg = evaluation_config(
             work_dir / "arm.py", work_dir / "without_branch.pth", work_dir=str(work_dir / "eval"), data_root=str(data)
         )
-        done.write_text(json.dumps(evaluate(cfg)[METRIC]))
+        done.write_text(json.dumps(evaluate(cfg)[CLASSIFICATION.metric]))
     return json.loads(done.read_text())
 
 
@@ -283,9 +337,9 @@ def markdown_tables(results: dict[str, list[float]], branchless: dict[str, list[
         results: accuracies by arm.
         branchless: the same without the spatial interaction branch, of the arms for which that is known.
     """
-    lines = ["| arm | top-1, % | each seed | without the branch |", "|---|---|---|---|"]
+    lines = ["| arm | top-1 or box AP50, % | each seed | without the branch |", "|---|---|---|---|"]
     for key, values in results.items():
-        label = ARMS[key].label if key in ARMS else "float network, the start of all"
+        label = ARMS[key].label if key in ARMS else f"{key.replace('_', ' ')}, the start of all"
         without = f"{mean(branchless[key]):.2f}" if branchless and key in branchless else ""
         lines.append(f"| {label} | {mean(values):.2f} | {', '.join(f'{value:.2f}' for value in values)} | {without} |")
     for question in QUESTIONS:
@@ -318,5 +372,5 @@ def draw_differences(results: dict[str, list[float]]) -> "Figure":
         axes.set_title(f"{question.key}: {question.title}", loc="left", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
     seeds = len(next(iter(results.values())))
-    all_axes[-1].set_xlabel(f"difference of top-1 in points: mean, 95 % interval and each of {seeds} seeds")
+    all_axes[-1].set_xlabel(f"difference in points: mean, 95 % interval and each of {seeds} seeds")
     return figure
