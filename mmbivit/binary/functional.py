@@ -19,23 +19,23 @@ def sign(x: Tensor) -> Tensor:
 
 
 class _ThresholdSign(torch.autograd.Function):
-    """``Sign(x - gamma)``; keeps one byte an element for the backward pass instead of the difference."""
+    """``Sign(x - gamma)``; keeps for the backward pass where the gradient passes, as one byte an element for 'clip'."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, gamma: Tensor | None, ste: str) -> Tensor:
         shifted = x if gamma is None else x - gamma
-        ctx.save_for_backward(shifted.abs() <= 1)
+        ctx.save_for_backward(shifted.abs() <= 1 if ste == "clip" else (2 - 2 * shifted.abs()).clamp(min=0))
         ctx.gamma_ndim = None if gamma is None else gamma.dim()
         return sign(shifted)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        (inside,) = ctx.saved_tensors
-        grad_x = grad * inside
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (slope,) = ctx.saved_tensors
+        grad_x = grad * slope
         if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
-            return grad_x, None
-        return grad_x, -_sum_to_last(grad_x, ctx.gamma_ndim)
+            return grad_x, None, None
+        return grad_x, -_sum_to_last(grad_x, ctx.gamma_ndim), None
 
 
 def _sum_to_last(x: Tensor, ndim: int) -> Tensor:
@@ -43,58 +43,77 @@ def _sum_to_last(x: Tensor, ndim: int) -> Tensor:
     return x.sum(dim=tuple(range(x.dim() - ndim))) if x.dim() > ndim else x
 
 
-def sign_ste(x: Tensor, gamma: Tensor | None = None) -> Tensor:
-    """Binarize activations: ``Sign(x - gamma)`` with the clipped straight-through gradient.
+def sign_ste(x: Tensor, gamma: Tensor | None = None, ste: Literal["clip", "poly"] = "clip") -> Tensor:
+    """Binarize activations: ``Sign(x - gamma)`` with a straight-through gradient.
 
     Forward (Eq. 3): +1 where ``x >= gamma``, else -1.
     Backward (Eq. 2): the gradient passes where ``|x - gamma| <= 1`` and is 0 elsewhere; ``gamma`` receives its
-    negative, summed over the axes it was broadcast over.
+    negative, summed over the axes it was broadcast over. With ``ste='poly'`` it passes times
+    ``max(0, 2 - 2 |x - gamma|)``, the quadratic surrogate of Bi-Real Net.
 
     Args:
         x: activations ``(*, C)``.
         gamma: thresholds whose shape equals the last axes of ``x``; ``None`` for 0.
+        ste: which of the two gradients.
 
     Returns:
         Tensor ``(*, C)`` of -1 and +1 in the dtype of ``x``.
     """
-    return _ThresholdSign.apply(x, gamma)
+    return _ThresholdSign.apply(x, gamma, ste)
 
 
 class _WeightSign(torch.autograd.Function):
-    """``theta * Sign(w - mu)`` per output row, theta treated as a constant."""
+    """``theta * Sign(w - mu)``, theta treated as a constant."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, ste: str) -> Tensor:
-        centred = weight - weight.mean(dim=1, keepdim=True)
-        theta = weight.abs().mean(dim=1, keepdim=True)
-        ctx.save_for_backward(centred.abs() <= 1, theta if ste == "theta" else None)
+    def forward(ctx, weight: Tensor, ste: str, center: str, scale: str) -> Tensor:
+        centred = weight if center == "none" else weight - _mean(weight, center)
+        theta = _mean(weight.abs(), scale)
+        ctx.ste, ctx.center = ste, center
+        ctx.save_for_backward(None if ste == "identity" else centred.abs() <= 1, theta if ste == "theta" else None)
         return theta * sign(centred)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         inside, theta = ctx.saved_tensors
-        grad = (grad if theta is None else grad * theta) * inside
-        # mu depends on every weight of its row: a common shift of a row changes no sign and gets no gradient.
-        return grad - grad.mean(dim=1, keepdim=True), None
+        if ctx.ste != "identity":
+            grad = (grad if theta is None else grad * theta) * inside
+            if ctx.center != "none":
+                # mu depends on every weight: a common shift changes no sign and gets no gradient.
+                grad = grad - _mean(grad, ctx.center)
+        return grad, None, None, None
 
 
-def binarize_weight(weight: Tensor, ste: Literal["theta", "plain"] = "theta") -> Tensor:
-    """Binarize a weight matrix per output channel: ``theta * Sign(W - mu)`` (Eq. 4).
+def _mean(weight: Tensor, over: str) -> Tensor:
+    """Mean of each row ``(N, 1)``, or of the whole tensor ``(1, 1)``."""
+    return weight.mean(dim=1, keepdim=True) if over == "row" else weight.mean().view(1, 1)
+
+
+def binarize_weight(
+    weight: Tensor,
+    ste: Literal["theta", "plain", "identity"] = "theta",
+    center: Literal["row", "tensor", "none"] = "row",
+    scale: Literal["row", "tensor"] = "row",
+) -> Tensor:
+    """Binarize a weight matrix: ``theta * Sign(W - mu)`` (Eq. 4), per output channel unless said.
 
     ``mu = mean(W)`` and ``theta = ||W||_1 / n`` over each row. Backward: clipped straight-through,
     ``dW = h - mean(h)`` with ``h = theta * dW_b * [|W - mu| <= 1]``; theta carries no gradient, mu does. With
     ``ste='plain'`` the factor theta is left out, so that ``dW`` is the gradient of ``clamp(W - mu, -1, 1)``, as in the
-    published code of SI-BiViT, BiBERT, BinaryViT and Bi-ViT, where the formulas do not say it.
+    published code of SI-BiViT, BiBERT, BinaryViT and Bi-ViT, where the formulas do not say it. With ``'identity'``
+    ``dW = dW_b``, as in that of BiT.
 
     Args:
         weight: latent weights ``(out_features, in_features)``.
-        ste: which of the two gradients.
+        ste: which of the three gradients.
+        center: what mu is the mean of; ``'none'`` for 0.
+        scale: what theta is the mean of.
 
     Returns:
         Tensor of the same shape, with the two values ``-theta`` and ``+theta`` in each row.
     """
-    return _WeightSign.apply(weight, ste)
+    return _WeightSign.apply(weight, ste, center, scale)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

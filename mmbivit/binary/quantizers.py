@@ -81,54 +81,72 @@ class RSign(ActivationQuantizer):
 
     Args:
         num_features: size of the last axis.
+        ste: ``'clip'`` or ``'poly'``, which gradient.
+        threshold: ``'channel'`` for one that is learned per channel, ``'none'`` for 0.
 
     Shape: ``(*, num_features) -> (*, num_features)``, values -1 and +1; the input itself where ``binarize`` is off.
     """
 
-    def __init__(self, num_features: int):
+    def __init__(
+        self,
+        num_features: int,
+        ste: Literal["clip", "poly"] = "clip",
+        threshold: Literal["channel", "none"] = "channel",
+    ):
         super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(num_features))
+        self.num_features = num_features
+        self.ste = ste
+        self.gamma = nn.Parameter(torch.zeros(num_features)) if threshold == "channel" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return sign_ste(x, self.gamma.to(x.dtype)) if self.binarize else x
+        if not self.binarize:
+            return x
+        return sign_ste(x, None if self.gamma is None else self.gamma.to(x.dtype), self.ste)
 
     @property
-    def thresholds(self) -> Tensor:
+    def thresholds(self) -> Tensor | None:
         return self.gamma
 
     def fold(self) -> Tensor:
-        return self.gamma.detach().double()
+        return torch.zeros(self.num_features).double() if self.gamma is None else self.gamma.detach().double()
 
     def extra_repr(self) -> str:
-        return str(self.gamma.numel())
+        return f"{self.num_features}, ste={self.ste!r}"
 
 
 class WeightSign(WeightQuantizer):
-    """Sign of the centred weights times a scale, both per output channel (SI-BiViT, Eq. 4).
+    """Sign of the centred weights times a scale, by default both per output channel (SI-BiViT, Eq. 4).
 
     Forward ``theta * Sign(W - mu)`` with ``mu = mean(W)`` and ``theta = mean(|W|)`` over each row; backward clipped
     straight-through; see :func:`mmbivit.binary.functional.binarize_weight`. It has no parameters.
 
     Args:
-        ste: ``'theta'`` keeps the factor theta in the gradient, ``'plain'`` leaves it out.
+        ste: ``'theta'`` keeps the factor theta in the gradient, ``'plain'`` leaves it out, ``'identity'`` passes all on.
+        center: what mu is the mean of: ``'row'``, ``'tensor'``, or ``'none'`` for 0.
+        scale: what theta is the mean of: ``'row'`` or ``'tensor'``.
 
     Shape: ``(out_features, in_features)``, unchanged; the weights themselves where ``binarize`` is off.
     """
 
-    def __init__(self, ste: Literal["theta", "plain"] = "theta"):
+    def __init__(
+        self,
+        ste: Literal["theta", "plain", "identity"] = "theta",
+        center: Literal["row", "tensor", "none"] = "row",
+        scale: Literal["row", "tensor"] = "row",
+    ):
         super().__init__()
-        self.ste = ste
+        self.ste, self.center, self.scale = ste, center, scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return binarize_weight(weight, self.ste) if self.binarize else weight
+        return binarize_weight(weight, self.ste, self.center, self.scale) if self.binarize else weight
 
     def extra_numbers(self, weight: Tensor) -> int:
-        return len(weight)  # theta
+        return len(weight) if self.scale == "row" else 1  # theta
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        binary = binarize_weight(weight.detach())
+        binary = binarize_weight(weight.detach(), self.ste, self.center, self.scale)
         # torch.signbit tells -0.0 from 0.0, which matters where all weights of a row, and so their scale, are 0.
         return ~torch.signbit(binary), binary[:, 0].abs()
 
     def extra_repr(self) -> str:
-        return f"ste={self.ste!r}"
+        return f"ste={self.ste!r}, center={self.center!r}, scale={self.scale!r}"

@@ -16,6 +16,12 @@ from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 __all__ = ["RECIPES", "Recipe", "get_recipe"]
 
 
+# Fields of the quantizers that a recipe makes itself, by the field that replaces them.
+_FIELDS_OF = dict(
+    input_quantizer=("sign_ste", "threshold"), weight_quantizer=("weight_ste", "weight_center", "weight_scale")
+)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What makes a network binary or float; one class of network serves all.
@@ -24,13 +30,20 @@ class Recipe:
 
     Args:
         linear: ``'binary'`` for :class:`BinaryLinear` (SI-BiViT, Eq. 3-5), ``'float'`` for :class:`torch.nn.Linear`.
-        input_quantizer: makes what binarizes the input of a binary linear layer from its number of features.
+        input_quantizer: makes what binarizes the input of a binary linear layer from its number of features, in place
+            of :class:`RSign` with the fields ``sign_ste`` and ``threshold``.
+        sign_ste: gradient of activations, ``'clip'`` (Eq. 2) or ``'poly'``; see :func:`mmbivit.binary.sign_ste`.
+        threshold: of activations, learned per ``'channel'`` (Eq. 3), or ``'none'``.
         weight_quantizer: makes what binarizes the weights of a binary linear layer, in place of :class:`WeightSign`
             with the fields ``weight_*`` below.
         weight_ste: whether gradients of binary weights have the factor ``'theta'`` of Eq. 4, or not (``'plain'``), as
-            in most published code; see :func:`mmbivit.binary.binarize_weight`.
-        qkv: ``'sign'`` binarizes queries, keys and values with an ``input_quantizer`` of their own (Eq. 3), ``'float'``
-            leaves them.
+            in most published code, or are passed on as they are (``'identity'``); see
+            :func:`mmbivit.binary.binarize_weight`.
+        weight_center: what is subtracted from weights before their sign: the mean of the ``'row'``, of the ``'tensor'``,
+            or ``'none'``.
+        weight_scale: what the mean magnitude is taken over: the ``'row'`` or the ``'tensor'``.
+        qkv: ``'sign'`` binarizes queries, keys and values with a quantizer of their own (Eq. 3), like those of inputs;
+            ``'float'`` leaves them.
         attention: ``'softmax_threshold'`` for probabilities in {0, 1}, ``'softmax'`` for float ones.
         act: ``'rprelu'`` or ``'gelu'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
@@ -41,9 +54,13 @@ class Recipe:
     """
 
     linear: Literal["binary", "float"] = "binary"
-    input_quantizer: Callable[[int], ActivationQuantizer] = RSign
+    input_quantizer: Callable[[int], ActivationQuantizer] | None = None
+    sign_ste: Literal["clip", "poly"] = "clip"
+    threshold: Literal["channel", "none"] = "channel"
     weight_quantizer: Callable[[], WeightQuantizer] | None = None
-    weight_ste: Literal["theta", "plain"] = "theta"
+    weight_ste: Literal["theta", "plain", "identity"] = "theta"
+    weight_center: Literal["row", "tensor", "none"] = "row"
+    weight_scale: Literal["row", "tensor"] = "row"
     qkv: Literal["sign", "float"] = "sign"
     attention: Literal["softmax_threshold", "softmax"] = "softmax_threshold"
     act: Literal["rprelu", "gelu"] = "rprelu"
@@ -54,13 +71,17 @@ class Recipe:
             value = getattr(self, name)
             if get_origin(hint) is Literal:
                 check_choice(f"recipe.{name}", value, get_args(hint))
-            elif not (callable(value) or (value is None and name == "weight_quantizer")):
-                raise UserError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
-        if self.weight_quantizer is not None and self.weight_ste != "theta":
-            raise UserError(
-                f"recipe.weight_ste={self.weight_ste!r} is of the weight quantizer that recipe.weight_quantizer "
-                "replaces; give one of the two"
-            )
+            elif not (callable(value) or value is None):
+                raise UserError(
+                    f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer, or None"
+                )
+        for part, names in _FIELDS_OF.items():
+            for name in names:
+                if getattr(self, part) is not None and getattr(self, name) != getattr(type(self), name):
+                    raise UserError(
+                        f"recipe.{name}={getattr(self, name)!r} is of the quantizer that recipe.{part} replaces; "
+                        "give one of the two"
+                    )
 
     def build_linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
         """Build a linear layer ``(*, in_features) -> (*, out_features)`` of a block."""
@@ -70,17 +91,25 @@ class Recipe:
             in_features,
             out_features,
             bias=bias,
-            input_quantizer=self.input_quantizer(in_features),
+            input_quantizer=self.build_input_quantizer(in_features),
             weight_quantizer=self.build_weight_quantizer(),
         )
 
+    def build_input_quantizer(self, num_features: int) -> ActivationQuantizer:
+        """Build what binarizes activations ``(*, num_features)``."""
+        if self.input_quantizer is not None:
+            return self.input_quantizer(num_features)
+        return RSign(num_features, self.sign_ste, self.threshold)
+
     def build_weight_quantizer(self) -> WeightQuantizer:
         """Build what binarizes the weights of one layer."""
-        return WeightSign(self.weight_ste) if self.weight_quantizer is None else self.weight_quantizer()
+        if self.weight_quantizer is not None:
+            return self.weight_quantizer()
+        return WeightSign(self.weight_ste, self.weight_center, self.weight_scale)
 
     def build_qkv_quantizer(self, num_features: int) -> nn.Module:
         """Build what binarizes the concatenated queries, keys and values ``(*, num_features)``."""
-        return self.input_quantizer(num_features) if self.qkv == "sign" else nn.Identity()
+        return self.build_input_quantizer(num_features) if self.qkv == "sign" else nn.Identity()
 
     def build_attention(self) -> nn.Module:
         """Build what turns scores ``(*, queries, keys)`` into attention weights."""

@@ -75,7 +75,7 @@ class SpatialInteraction(nn.Module):
             self.act = Transposed(recipe.build_act(embed_dims))
             for layer in (self.fc1, self.fc2):
                 if isinstance(layer, BinaryLinear):
-                    layer.input_quantizer = TransposedQuantizer(recipe.input_quantizer(embed_dims))
+                    layer.input_quantizer = TransposedQuantizer(recipe.build_input_quantizer(embed_dims))
         self.alpha = nn.Parameter(torch.full((embed_dims,), float(alpha_init)))
         self.active = True
 

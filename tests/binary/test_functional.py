@@ -48,23 +48,47 @@ def test_sign_ste_without_threshold():
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("ste", ["theta", "plain"])
-def test_binarize_weight_matches_equation_4(ste):
+@pytest.mark.parametrize("center", ["row", "tensor", "none"])
+@pytest.mark.parametrize("scale", ["row", "tensor"])
+@pytest.mark.parametrize("ste", ["theta", "plain", "identity"])
+def test_binarize_weight_matches_equation_4_and_its_variants(ste, center, scale):
     rng = np.random.default_rng(1)
-    weight, grad = rng.normal(size=(3, 6)), rng.normal(size=(3, 6))
+    weight, grad = rng.normal(size=(3, 6)) + 0.3, rng.normal(size=(3, 6))
     weight[1] *= 3  # some weights outside the straight-through window
+    if center == "none":
+        weight[2, 0] = 0.0  # a tie: +theta
     tensor = torch.tensor(weight, requires_grad=True)
-    out = binarize_weight(tensor, ste)
+    out = binarize_weight(tensor, ste, center, scale)
     out.backward(torch.tensor(grad))
-    for row in range(3):
-        mu = weight[row].mean()
-        theta = np.abs(weight[row]).sum() / 6
-        np.testing.assert_allclose(out[row].detach().numpy(), theta * numpy_sign(weight[row] - mu), rtol=1e-12)
-        factor = theta if ste == "theta" else 1
-        passed = factor * grad[row] * (np.abs(weight[row] - mu) <= 1)
-        # mu = sum(W) / n: the derivative of W - mu is the identity minus 1 / n.
-        jacobian = np.eye(6) - 1 / 6
-        np.testing.assert_allclose(tensor.grad[row].numpy(), passed @ jacobian, atol=1e-12)
+
+    # mu = A w with a matrix A on the flattened weights, so that the derivative of w - mu is the identity minus A.
+    row_means = np.kron(np.eye(3), np.full((6, 6), 1 / 6))
+    average = dict(row=row_means, tensor=np.full((18, 18), 1 / 18), none=np.zeros((18, 18)))[center]
+    centred = weight - (average @ weight.ravel()).reshape(3, 6)
+    theta = np.abs(weight).mean(axis=1, keepdims=True) if scale == "row" else np.abs(weight).mean()
+    np.testing.assert_allclose(out.detach().numpy(), theta * numpy_sign(centred), rtol=1e-12)
+    if ste == "identity":
+        expected = grad
+    else:
+        passed = (theta if ste == "theta" else 1) * grad * (np.abs(centred) <= 1)
+        expected = (passed.ravel() @ (np.eye(18) - average)).reshape(3, 6)
+    np.testing.assert_allclose(tensor.grad.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_threshold", [True, False])
+def test_the_quadratic_surrogate(with_threshold):
+    """Bi-Real Net: the derivative of the piecewise quadratic approximation of the sign is 2 - 2 |x| within 1 of 0."""
+    rng = np.random.default_rng(4)
+    x, gamma, grad = rng.normal(size=(5, 4)) * 1.5, rng.normal(size=4) * with_threshold, rng.normal(size=(5, 4))
+    x[0], x[1] = gamma, gamma + 1
+    tensor, threshold = torch.tensor(x, requires_grad=True), torch.tensor(gamma, requires_grad=True)
+    out = sign_ste(tensor, threshold if with_threshold else None, "poly")
+    out.backward(torch.tensor(grad))
+    slope = np.maximum(0, 2 - 2 * np.abs(x - gamma))
+    np.testing.assert_array_equal(out.detach().numpy(), numpy_sign(x - gamma))
+    np.testing.assert_allclose(tensor.grad.numpy(), grad * slope, atol=1e-12)
+    if with_threshold:
+        np.testing.assert_allclose(threshold.grad.numpy(), -(grad * slope).sum(0), atol=1e-12)
 
 
 def test_binarize_weight_has_two_values_per_row_even_for_constant_rows():

@@ -27,6 +27,16 @@ def test_a_recipe_can_be_changed():
     assert layer.input_quantizer.gamma.shape == (8,)
 
 
+def test_fields_reach_the_quantizers():
+    fields = dict(sign_ste="poly", threshold="none", weight_ste="identity", weight_center="none", weight_scale="tensor")
+    layer = get_recipe(fields).build_linear(4, 3)
+    assert (layer.input_quantizer.ste, layer.input_quantizer.gamma) == ("poly", None)
+    quantizer = layer.weight_quantizer
+    assert (quantizer.ste, quantizer.center, quantizer.scale) == ("identity", "none", "tensor")
+    assert quantizer.extra_numbers(layer.weight) == 1  # one scale of the tensor
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+
+
 def test_gradients_of_weights_go_with_or_without_theta():
     layers = [get_recipe(dict(weight_ste=ste)).build_linear(4, 3) for ste in ("theta", "plain")]
     layers[1].load_state_dict(layers[0].state_dict())
@@ -43,8 +53,10 @@ def test_gradients_of_weights_go_with_or_without_theta():
         (dict(base="x"), "recipe.base='x' is unknown"),
         (dict(normm="ln"), "recipe has no key 'normm'; allowed: base, linear"),
         (dict(norm="gn"), "recipe.norm='gn' is unknown; allowed: 'bn', 'ln'"),
-        (dict(weight_ste="clip"), "recipe.weight_ste='clip' is unknown; allowed: 'theta', 'plain'"),
-        (dict(weight_ste="plain", weight_quantizer=WeightSign), "recipe.weight_ste='plain' is of the weight quantizer"),
+        (dict(weight_ste="clip"), "recipe.weight_ste='clip' is unknown; allowed: 'theta', 'plain', 'identity'"),
+        (dict(weight_ste="plain", weight_quantizer=WeightSign), "recipe.weight_ste='plain' is of the quantizer that"),
+        (dict(threshold="none", input_quantizer=RSign), "recipe.threshold='none' is of the quantizer that"),
+        (dict(weight_scale="column"), "recipe.weight_scale='column' is unknown; allowed: 'row', 'tensor'"),
         (dict(input_quantizer="rsign"), "recipe.input_quantizer='rsign'; allowed: a class or function"),
     ],
 )

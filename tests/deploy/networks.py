@@ -18,7 +18,7 @@ def randomise(module: nn.Module, std: float = 0.3) -> nn.Module:
             nn.init.uniform_(m.running_var, 0.5, 2)
             nn.init.normal_(m.weight, mean=0.5, std=0.6)
             nn.init.normal_(m.bias, std=std)
-        elif isinstance(m, RSign):
+        elif isinstance(m, RSign) and m.gamma is not None:
             nn.init.normal_(m.gamma, std=std)
         elif isinstance(m, RPReLU):
             nn.init.normal_(m.gamma, std=std)

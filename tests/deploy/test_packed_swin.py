@@ -59,6 +59,8 @@ def test_outputs_equal_at_any_size(size):
         dict(mask_padding=False),
         dict(downsample="float"),
         dict(recipe=dict(act="gelu")),
+        dict(recipe=dict(threshold="none", weight_center="none", weight_scale="tensor")),
+        dict(recipe=dict(weight_center="tensor", sign_ste="poly", weight_ste="plain")),
         dict(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.5, with_cp=True),
     ],
     ids=lambda options: ", ".join(f"{key}={value}" for key, value in options.items()),
