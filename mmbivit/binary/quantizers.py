@@ -121,7 +121,7 @@ class WeightSign(WeightQuantizer):
     straight-through; see :func:`mmbivit.binary.functional.binarize_weight`. It has no parameters.
 
     Args:
-        ste: ``'theta'`` keeps the factor theta in the gradient, ``'plain'`` leaves it out, ``'identity'`` passes all on.
+        ste: ``'theta'`` keeps the factor theta in the gradient, ``'plain'`` leaves it out, ``'identity'`` passes all.
         center: what mu is the mean of: ``'row'``, ``'tensor'``, or ``'none'`` for 0.
         scale: what theta is the mean of: ``'row'`` or ``'tensor'``.
 

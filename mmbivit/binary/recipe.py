@@ -39,8 +39,8 @@ class Recipe:
         weight_ste: whether gradients of binary weights have the factor ``'theta'`` of Eq. 4, or not (``'plain'``), as
             in most published code, or are passed on as they are (``'identity'``); see
             :func:`mmbivit.binary.binarize_weight`.
-        weight_center: what is subtracted from weights before their sign: the mean of the ``'row'``, of the ``'tensor'``,
-            or ``'none'``.
+        weight_center: what is subtracted from weights before their sign: the mean of the ``'row'``, of the
+            ``'tensor'``, or ``'none'``.
         weight_scale: what the mean magnitude is taken over: the ``'row'`` or the ``'tensor'``.
         qkv: ``'sign'`` binarizes queries, keys and values with a quantizer of their own (Eq. 3), like those of inputs;
             ``'float'`` leaves them.
@@ -72,9 +72,7 @@ class Recipe:
             if get_origin(hint) is Literal:
                 check_choice(f"recipe.{name}", value, get_args(hint))
             elif not (callable(value) or value is None):
-                raise UserError(
-                    f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer, or None"
-                )
+                raise UserError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
         for part, names in _FIELDS_OF.items():
             for name in names:
                 if getattr(self, part) is not None and getattr(self, name) != getattr(type(self), name):
