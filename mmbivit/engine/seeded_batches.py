@@ -13,11 +13,15 @@ __all__ = ["SeededBatch", "SeededBatchSampler", "seed_all"]
 
 
 def seed_all(*key: int | str) -> None:
-    """Seed ``random``, ``numpy.random`` and torch (all devices) with a key, which need not look random."""
+    """Seed ``random``, ``numpy.random`` and torch (CPU and CUDA) with a key, which need not look random."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[:4], "little"))
-    torch.manual_seed(int.from_bytes(digest[4:12], "little"))
+    seed = int.from_bytes(digest[4:12], "little")
+    # Not torch.manual_seed: where CUDA is not in use, as in a loader's workers, it formats a stack trace at each call.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 class SeededBatch(list):
