@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 __all__ = ["binarize_weight", "rprelu", "sign", "sign_ste", "straight_through", "threshold_mask"]
 
@@ -18,13 +19,19 @@ def sign(x: Tensor) -> Tensor:
     return torch.copysign(torch.ones((), dtype=x.dtype, device=x.device), x + 0.0)
 
 
+def _inside(x: Tensor) -> Tensor:
+    """Return 1 where ``|x| <= 1``, as one byte an element."""
+    # The CPU writes and multiplies int8 two to three times as fast as bool.
+    return torch.le(x.abs(), 1, out=torch.empty(x.shape, dtype=torch.int8, device=x.device))
+
+
 class _ThresholdSign(torch.autograd.Function):
     """``Sign(x - gamma)``; keeps for the backward pass where the gradient passes, as one byte an element for 'clip'."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor | None, ste: str) -> Tensor:
         shifted = x if gamma is None else x - gamma
-        ctx.save_for_backward(shifted.abs() <= 1 if ste == "clip" else (2 - 2 * shifted.abs()).clamp(min=0))
+        ctx.save_for_backward(_inside(shifted) if ste == "clip" else (2 - 2 * shifted.abs()).clamp(min=0))
         ctx.gamma_ndim = None if gamma is None else gamma.dim()
         return sign(shifted)
 
@@ -70,7 +77,7 @@ class _WeightSign(torch.autograd.Function):
         centred = weight if center == "none" else weight - _mean(weight, center)
         theta = _mean(weight.abs(), scale)
         ctx.ste, ctx.center = ste, center
-        ctx.save_for_backward(None if ste == "identity" else centred.abs() <= 1, theta if ste == "theta" else None)
+        ctx.save_for_backward(None if ste == "identity" else _inside(centred), theta if ste == "theta" else None)
         return theta * sign(centred)
 
     @staticmethod
@@ -150,13 +157,14 @@ class _RPReLU(torch.autograd.Function):
     def forward(ctx, x: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
         shifted = x - gamma
         ctx.save_for_backward(shifted, slope)
-        return torch.addcmul(shifted.clamp(min=0), shifted.clamp(max=0), slope).add_(zeta)
+        return F.prelu(shifted.flatten(0, -2), slope).view_as(shifted).add_(zeta)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shifted, slope = ctx.saved_tensors
-        grad_x = torch.addcmul(grad * slope, grad * (shifted > 0), 1 - slope)
+        positive = torch.gt(shifted, 0, out=torch.empty_like(shifted))
+        grad_x = torch.addcmul(grad * slope, grad * positive, 1 - slope)
         grad_slope = _sum_to_last(grad * shifted.clamp(max=0), 1)
         return grad_x, -_sum_to_last(grad_x, 1), grad_slope, _sum_to_last(grad, 1)
 
