@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -17,6 +18,7 @@ from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import UserError, check_integer
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.engine import TerminationHook, find_resumable_checkpoint
+from mmbivit.engine.allocator import keep_freed_memory
 from mmbivit.engine.device import distributed, enable_amp, set_launcher
 from mmbivit.engine.quiet import quiet
 from mmbivit.engine.run_settings import check_run_settings, check_seed
@@ -190,6 +192,8 @@ def train(cfg: Config) -> nn.Module:
 def _train(cfg: Config, notes: Iterable[str], termination: TerminationHook) -> nn.Module:
     fetch_checkpoints(cfg)
     _complete(cfg)
+    if get_device() == "cpu":
+        keep_freed_memory()
     runner = build_runner(cfg, notes)
     termination.restore()
     (termination,) = (hook for hook in runner.hooks if isinstance(hook, TerminationHook))

@@ -1,12 +1,13 @@
 """Gives memory back that validation has used."""
 
-import ctypes
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmbivit.registry import HOOKS
+
+from .allocator import release_freed_memory
 
 __all__ = ["ReleaseMemoryHook"]
 
@@ -24,7 +25,4 @@ class ReleaseMemoryHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
         """Let glibc look for free pages."""
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (AttributeError, OSError):  # not glibc
-            return
+        release_freed_memory()
