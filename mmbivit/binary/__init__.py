@@ -1,29 +1,61 @@
 """Binarization with torch alone: formulas, quantizers, layers and recipes."""
 
-from .attention import SoftmaxThreshold, relative_position_index
+from .attention import ElasticAttention, ScoreSign, SoftmaxThreshold, relative_position_index
 from .bits import num_bytes, pack_bits, unpack_bits
-from .functional import binarize_weight, rprelu, sign, sign_ste, straight_through, threshold_mask
-from .layers import BinaryLinear, RPReLU
-from .quantizers import ActivationQuantizer, Quantizer, RSign, WeightQuantizer, WeightSign
+from .functional import (
+    binarize_weight,
+    elastic_binary,
+    rprelu,
+    scaled_sign,
+    score_sign,
+    sign,
+    sign_ste,
+    straight_through,
+    threshold_mask,
+)
+from .layers import BinaryLinear, HeadShortcut, ResidualBinaryLinear, RPReLU, repeat_or_average
+from .learned_scale import LearnedScale
+from .quantizers import (
+    ActivationQuantizer,
+    ElasticBinary,
+    LearnedScaleWeightSign,
+    Quantizer,
+    RSign,
+    ScaledSign,
+    WeightQuantizer,
+    WeightSign,
+)
 from .recipe import RECIPES, Recipe, get_recipe
 
 __all__ = [
-    "RECIPES",
     "ActivationQuantizer",
     "BinaryLinear",
+    "ElasticAttention",
+    "ElasticBinary",
+    "HeadShortcut",
+    "LearnedScale",
+    "LearnedScaleWeightSign",
     "Quantizer",
+    "RECIPES",
     "RPReLU",
     "RSign",
     "Recipe",
+    "ResidualBinaryLinear",
+    "ScaledSign",
+    "ScoreSign",
     "SoftmaxThreshold",
     "WeightQuantizer",
     "WeightSign",
     "binarize_weight",
+    "elastic_binary",
     "get_recipe",
     "num_bytes",
     "pack_bits",
     "relative_position_index",
+    "repeat_or_average",
     "rprelu",
+    "scaled_sign",
+    "score_sign",
     "sign",
     "sign_ste",
     "straight_through",

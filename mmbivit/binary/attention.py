@@ -5,10 +5,11 @@ from torch import Tensor
 
 from mmbivit.checks import UserError
 
-from .functional import straight_through, threshold_mask
+from .functional import elastic_binary, score_sign, straight_through, threshold_mask
+from .learned_scale import LearnedScale
 from .quantizers import ActivationQuantizer
 
-__all__ = ["SoftmaxThreshold", "relative_position_index"]
+__all__ = ["ElasticAttention", "ScoreSign", "SoftmaxThreshold", "relative_position_index"]
 
 
 class SoftmaxThreshold(ActivationQuantizer):
@@ -19,34 +20,95 @@ class SoftmaxThreshold(ActivationQuantizer):
     selected keys keeps the attention output in [-1, 1], inside the straight-through window of the next sign; where
     that sign's threshold is 0 it changes nothing.
     Backward: straight through the selection into the softmax; the count is a constant.
-    Source: BiViT's softmax-aware binarization, as used by SI-BiViT.
+    Source: BiViT's softmax-aware binarization, as used by SI-BiViT; BiViT does not divide.
 
     Args:
         ratio: fraction of the row maximum that selects a key, in (0, 1].
+        divide: divide by the number of selected keys.
 
-    Shape: scores ``(*, queries, keys)`` -> weights of the same shape, rows sum to 1; the softmax itself where
-    ``binarize`` is off.
+    Shape: scores ``(*, queries, keys)`` -> weights of the same shape, rows sum to 1 if divided; the softmax itself
+    where ``binarize`` is off.
     """
 
-    def __init__(self, ratio: float = 0.25):
+    def __init__(self, ratio: float = 0.25, divide: bool = True):
         super().__init__()
         if not 0 < ratio <= 1:
             raise UserError(f"ratio must lie in (0, 1], got {ratio}")
         self.ratio = ratio
+        self.divide = divide
 
     def forward(self, scores: Tensor) -> Tensor:
         probabilities = scores.softmax(dim=-1)
         if not self.binarize:
             return probabilities
         selected = threshold_mask(probabilities.detach(), self.ratio)
-        return straight_through(selected, probabilities) / selected.sum(dim=-1, keepdim=True)
+        weights = straight_through(selected, probabilities)
+        return weights / selected.sum(dim=-1, keepdim=True) if self.divide else weights
 
     def fold(self) -> float:
         """Return ``ratio``: packed, a key is selected by its score, where ``s >= s_max + ln(ratio)``."""
         return self.ratio
 
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}"
+        return f"ratio={self.ratio}, divide={self.divide}"
+
+
+class ScoreSign(ActivationQuantizer):
+    """Attention without a softmax: a key is selected where its score is positive (BiBERT).
+
+    Forward and backward: :func:`mmbivit.binary.score_sign`. A masked key has a score of ``-inf`` and is never selected.
+
+    Args:
+        zero: select a score of 0, too (Bi-Real Net as Bi-ViT 3.1 compares with it: as printed, the sign of a softmax,
+            which is positive, would select every key).
+
+    Shape: scores ``(*, queries, keys)`` -> weights 0 and 1 of the same shape; the softmax where ``binarize`` is off.
+    """
+
+    def __init__(self, zero: bool = False):
+        super().__init__()
+        self.zero = zero
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return score_sign(scores, self.zero) if self.binarize else scores.softmax(dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"zero={self.zero}"
+
+
+class ElasticAttention(ActivationQuantizer):
+    """Attention probabilities in {0, alpha}: ``alpha * round(clip(p / alpha, 0, 1))`` with a learned alpha.
+
+    See :func:`mmbivit.binary.elastic_binary`, of ``p``, the softmax (BiT; BinaryViT, Eq. 7). With a scale per head it
+    is Bi-ViT's ``alpha_A``, whose ``alpha * Sign(A / alpha)`` (Eq. 10) is constant as printed, as ``A`` is positive.
+
+    Args:
+        num_heads: how many scales, one for each head; 1 for one of all.
+        start: alpha at the start; ``None`` for ``factor`` times the mean probability of the first batch.
+        factor: see ``start``; BiT has 4.
+        scale_gradient: divide the gradient of alpha by the square root of how many values share it (LSQ).
+
+    Shape: scores ``(B, heads, queries, keys)`` -> weights of the same shape; the softmax where ``binarize`` is off.
+    """
+
+    def __init__(
+        self, num_heads: int = 1, start: float | None = None, factor: float = 4.0, scale_gradient: bool = True
+    ):
+        super().__init__()
+        self.factor = factor
+        self.scale_gradient = scale_gradient
+        self.scale = LearnedScale(num_heads, start)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        probabilities = scores.softmax(dim=-1)
+        self.scale.start_from(lambda: self.factor * self._mean(probabilities))
+        if not self.binarize:
+            return probabilities
+        return elastic_binary(probabilities, self.scale.positive().view(-1, 1, 1), self.scale_gradient)
+
+    def _mean(self, probabilities: Tensor) -> Tensor:
+        means = probabilities.detach().float().mean(dim=(0, 2, 3))
+        return means if len(self.scale.value) > 1 else means.mean().view(1)
 
 
 def relative_position_index(window_size: int) -> Tensor:

@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["binarize_weight", "rprelu", "sign", "sign_ste", "straight_through", "threshold_mask"]
+__all__ = [
+    "binarize_weight",
+    "elastic_binary",
+    "rprelu",
+    "scaled_sign",
+    "score_sign",
+    "sign",
+    "sign_ste",
+    "straight_through",
+    "threshold_mask",
+]
 
 
 def sign(x: Tensor) -> Tensor:
@@ -69,27 +79,141 @@ def sign_ste(x: Tensor, gamma: Tensor | None = None, ste: Literal["clip", "poly"
     return _ThresholdSign.apply(x, gamma, ste)
 
 
-class _WeightSign(torch.autograd.Function):
-    """``theta * Sign(w - mu)``, theta treated as a constant."""
+class _ScaledSign(torch.autograd.Function):
+    """``scale * Sign(x - gamma)`` with a learned scale for each group of adjacent channels."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, ste: str, center: str, scale: str) -> Tensor:
-        centred = weight if center == "none" else weight - _mean(weight, center)
-        theta = _mean(weight.abs(), scale)
-        ctx.ste, ctx.center = ste, center
-        ctx.save_for_backward(None if ste == "identity" else _inside(centred), theta if ste == "theta" else None)
-        return theta * sign(centred)
+    def forward(ctx, x: Tensor, scale: Tensor, gamma: Tensor | None) -> Tensor:
+        shifted = x if gamma is None else x - gamma
+        signs = sign(shifted)
+        scales = scale.repeat_interleave(x.shape[-1] // len(scale)).to(x.dtype)
+        ctx.save_for_backward(_inside(shifted / scales), signs.to(torch.int8))
+        ctx.groups = len(scale)
+        return scales * signs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        inside, theta = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        inside, signs = ctx.saved_tensors
+        grad_x = grad * inside
+        grad_scale = (grad * signs).flatten(0, -2).sum(0, dtype=torch.float32).view(ctx.groups, -1).sum(1)
+        grad_gamma = -_sum_to_last(grad_x, 1) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_scale / (grad.numel() / ctx.groups) ** 0.5, grad_gamma
+
+
+def scaled_sign(x: Tensor, scale: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """Binarize activations with a learned scale: ``scale * Sign(x - gamma)``, whose window follows the scale.
+
+    Backward: the gradient passes where ``|x - gamma| <= scale`` (Bi-ViT, Eq. 11); the scale receives
+    ``sum(grad * Sign(x - gamma)) / sqrt(n)`` over the ``n`` values that share it (the gradient scale of LSQ, as in the
+    published code of BiT).
+
+    Args:
+        x: activations ``(*, C)``.
+        scale: positive factors ``(groups,)``, each of ``C / groups`` adjacent channels.
+        gamma: thresholds ``(C,)``; ``None`` for 0. BiT's shift is its negative.
+
+    Returns:
+        Tensor ``(*, C)`` of -scale and +scale in the dtype of ``x``.
+    """
+    return _ScaledSign.apply(x, scale, gamma)
+
+
+class _ElasticBinary(torch.autograd.Function):
+    """``scale * round(clip(x / scale, 0, 1))``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, scale_gradient: bool) -> Tensor:
+        ratio = x / scale.to(x.dtype)
+        ctx.save_for_backward(ratio)
+        ctx.scale_shape, ctx.scale_gradient = scale.shape, scale_gradient
+        return torch.where(ratio >= 0.5, scale.to(x.dtype), 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (ratio,) = ctx.saved_tensors
+        within = (ratio > 0) & (ratio < 1)
+        slope = torch.where(within, (ratio >= 0.5).to(grad.dtype) - ratio, (ratio >= 1).to(grad.dtype))
+        grad_scale = (grad * slope).float().sum_to_size(ctx.scale_shape)
+        if ctx.scale_gradient:
+            grad_scale = grad_scale / (grad.numel() / grad_scale.numel()) ** 0.5
+        return grad * ((ratio >= 0) & (ratio <= 1)), grad_scale, None
+
+
+def elastic_binary(x: Tensor, scale: Tensor, scale_gradient: bool = True) -> Tensor:
+    """Binarize values that are not negative to {0, scale}: ``scale * round(clip(x / scale, 0, 1))``.
+
+    Half is rounded up, so that ``x >= scale / 2`` is selected. Backward, with ``q = x / scale``: the gradient passes
+    where ``0 <= q <= 1``; the scale receives ``sum(grad * (round(q) - q))`` over ``0 < q < 1`` plus ``sum(grad)`` over
+    ``q >= 1`` (BiT's elastic binarization; BinaryViT, Eq. 7).
+
+    Args:
+        x: any shape.
+        scale: positive, broadcastable to ``x``.
+        scale_gradient: divide the gradient of each scale by the square root of how many values share it (LSQ).
+
+    Returns:
+        Tensor of 0 and scale in the shape and dtype of ``x``.
+    """
+    return _ElasticBinary.apply(x, scale, scale_gradient)
+
+
+class _ScoreSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores: Tensor, zero: bool) -> Tensor:
+        ctx.save_for_backward(_inside(scores) if zero else scores.abs() < 1)
+        return (scores >= 0 if zero else scores > 0).to(scores.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None
+
+
+def score_sign(scores: Tensor, zero: bool) -> Tensor:
+    """Select keys by the sign of their score: 1 where it is positive, else 0; a masked key (``-inf``) never.
+
+    Backward: the gradient passes where ``|score| < 1``.
+
+    Args:
+        scores: any shape.
+        zero: select a score of 0, too, and pass the gradient at ``|score| = 1``.
+
+    Returns:
+        Tensor of 0 and 1 in the shape and dtype of ``scores``.
+    """
+    return _ScoreSign.apply(scores, zero)
+
+
+class _WeightSign(torch.autograd.Function):
+    """``theta * Sign(w - mu)``, theta a constant, or learned."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, learned: Tensor | None, ste: str, center: str, scale: str) -> Tensor:
+        centred = weight if center == "none" else weight - _mean(weight, center)
+        theta = _mean(weight.abs(), scale) if learned is None else learned[:, None]
+        signs = sign(centred)
+        ctx.ste, ctx.center = ste, center
+        ctx.save_for_backward(
+            None if ste == "identity" else _inside(centred),
+            theta if ste == "theta" else None,
+            None if learned is None else signs,
+        )
+        return theta * signs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        inside, theta, signs = ctx.saved_tensors
+        grad_learned = None if signs is None else (grad * signs).sum(1)
         if ctx.ste != "identity":
             grad = (grad if theta is None else grad * theta) * inside
             if ctx.center != "none":
                 # mu depends on every weight: a common shift changes no sign and gets no gradient.
                 grad = grad - _mean(grad, ctx.center)
-        return grad, None, None, None
+        return grad, grad_learned, None, None, None
 
 
 def _mean(weight: Tensor, over: str) -> Tensor:
@@ -101,7 +225,7 @@ def binarize_weight(
     weight: Tensor,
     ste: Literal["theta", "plain", "identity"] = "theta",
     center: Literal["row", "tensor", "none"] = "row",
-    scale: Literal["row", "tensor"] = "row",
+    scale: Literal["row", "tensor"] | Tensor = "row",
 ) -> Tensor:
     """Binarize a weight matrix: ``theta * Sign(W - mu)`` (Eq. 4), per output channel unless said.
 
@@ -115,12 +239,14 @@ def binarize_weight(
         weight: latent weights ``(out_features, in_features)``.
         ste: which of the three gradients.
         center: what mu is the mean of; ``'none'`` for 0.
-        scale: what theta is the mean of.
+        scale: what theta is the mean of; or learned scales ``(out_features,)`` in its place, which receive
+            ``sum(dW_b * Sign(W - mu))`` over their row, as in the published code of BiViT.
 
     Returns:
         Tensor of the same shape, with the two values ``-theta`` and ``+theta`` in each row.
     """
-    return _WeightSign.apply(weight, ste, center, scale)
+    learned = scale if isinstance(scale, Tensor) else None
+    return _WeightSign.apply(weight, learned, ste, center, scale)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -157,7 +283,7 @@ class _RPReLU(torch.autograd.Function):
     def forward(ctx, x: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
         shifted = x - gamma
         ctx.save_for_backward(shifted, slope)
-        return F.prelu(shifted.flatten(0, -2), slope).view_as(shifted).add_(zeta)
+        return F.prelu(shifted.reshape(-1, x.shape[-1]), slope).view_as(shifted).add_(zeta)
 
     @staticmethod
     @once_differentiable

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from .functional import rprelu
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
-__all__ = ["BinaryLinear", "RPReLU"]
+__all__ = ["BinaryLinear", "HeadShortcut", "RPReLU", "ResidualBinaryLinear", "repeat_or_average"]
 
 
 class RPReLU(nn.Module):
@@ -125,3 +125,62 @@ class BinaryLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}, input_bits={self.input_bits}"
+
+
+def repeat_or_average(x: Tensor, channels: int) -> Tensor:
+    """Bring activations to another width without parameters: ``R(x)`` of BinaryViT, Eq. 3.
+
+    ``n`` times wider: ``n`` copies side by side; ``n`` times narrower: the mean of ``n`` adjacent channels, as text and
+    published code have it (the indices of the equation say blocks).
+
+    Args:
+        x: ``(*, C)``.
+        channels: a multiple of ``C``, or a divisor.
+    """
+    if channels >= x.shape[-1]:
+        return x.repeat(*[1] * (x.dim() - 1), channels // x.shape[-1])
+    return x.unflatten(-1, (channels, -1)).mean(dim=-1)
+
+
+class ResidualBinaryLinear(BinaryLinear):
+    """Binary linear layer with norm, shortcut and activation: ``RPReLU(BN(y) + R(x))`` (BinaryViT, Eq. 2 and 3).
+
+    ``R`` is :func:`repeat_or_average`. Where neither width is a multiple of the other there is no shortcut.
+
+    Args:
+        in_features, out_features, options: see :class:`BinaryLinear`.
+
+    Shape: ``(*, in_features) -> (*, out_features)``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options):
+        super().__init__(in_features, out_features, bias=bias, **options)
+        self.norm = nn.BatchNorm1d(out_features)
+        self.act = RPReLU(out_features)
+        self.shortcut = in_features % out_features == 0 or out_features % in_features == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _norm(self.norm, super().forward(x))
+        return self.act(y + repeat_or_average(x, self.out_features) if self.shortcut else y)
+
+
+class HeadShortcut(nn.Module):
+    """Adds queries, keys and values to the output of attention: ``RPReLU(BN(x) + Q + K + V)`` (BinaryViT, Eq. 8).
+
+    Args:
+        embed_dims: channels ``C``.
+
+    Shape: ``(*, C)`` and queries, keys and values ``(*, 3 * C)`` before their sign -> ``(*, C)``.
+    """
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embed_dims)
+        self.act = RPReLU(embed_dims)
+
+    def forward(self, x: Tensor, qkv: Tensor) -> Tensor:
+        return self.act(_norm(self.norm, x) + qkv.unflatten(-1, (3, -1)).sum(dim=-2))
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    return norm(x.flatten(0, -2)).view(x.shape)

@@ -11,9 +11,19 @@ from torch import Tensor, nn
 
 from mmbivit.checks import UserError
 
-from .functional import binarize_weight, sign_ste
+from .functional import binarize_weight, elastic_binary, scaled_sign, sign_ste
+from .learned_scale import LearnedScale
 
-__all__ = ["ActivationQuantizer", "Quantizer", "RSign", "WeightQuantizer", "WeightSign"]
+__all__ = [
+    "ActivationQuantizer",
+    "ElasticBinary",
+    "LearnedScaleWeightSign",
+    "Quantizer",
+    "RSign",
+    "ScaledSign",
+    "WeightQuantizer",
+    "WeightSign",
+]
 
 
 class Quantizer(nn.Module):
@@ -114,6 +124,69 @@ class RSign(ActivationQuantizer):
         return f"{self.num_features}, ste={self.ste!r}"
 
 
+class ScaledSign(ActivationQuantizer):
+    """Sign times a learned scale, which is the window of the gradient, too (BiT; Bi-ViT, Eq. 9-11).
+
+    Forward ``alpha * Sign(x - gamma)``, see :func:`mmbivit.binary.scaled_sign`. ``alpha`` starts as twice the mean
+    magnitude of the first batch.
+
+    Args:
+        num_features: size of the last axis.
+        threshold: ``'channel'`` for a gamma that is learned per channel (BiT's shift is its negative), ``'none'`` for
+            0.
+        groups: how many scales, each of equally many adjacent channels.
+
+    Shape: ``(*, num_features) -> (*, num_features)``; the input itself where ``binarize`` is off.
+    """
+
+    def __init__(self, num_features: int, threshold: Literal["channel", "none"] = "channel", groups: int = 1):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(num_features)) if threshold == "channel" else None
+        self.scale = LearnedScale(groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gamma = None if self.gamma is None else self.gamma.to(x.dtype)
+        self.scale.start_from(lambda: 2 * _mean_magnitudes(x if gamma is None else x - gamma, len(self.scale.value)))
+        return scaled_sign(x, self.scale.positive(), gamma) if self.binarize else x
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        return self.gamma
+
+
+class ElasticBinary(ActivationQuantizer):
+    """Values of an activation function that is not negative, in {0, alpha} with a learned alpha (BiT).
+
+    Forward ``alpha * round(clip((x - gamma) / alpha, 0, 1))``, see :func:`mmbivit.binary.elastic_binary`. ``alpha``
+    starts as four times the mean magnitude of the first batch.
+
+    Args:
+        num_features: size of the last axis.
+        threshold: ``'channel'`` for a gamma that is learned per channel, ``'none'`` for 0.
+
+    Shape: ``(*, num_features) -> (*, num_features)``; the input itself where ``binarize`` is off.
+    """
+
+    def __init__(self, num_features: int, threshold: Literal["channel", "none"] = "channel"):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(num_features)) if threshold == "channel" else None
+        self.scale = LearnedScale(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = x if self.gamma is None else x - self.gamma.to(x.dtype)
+        self.scale.start_from(lambda: 4 * _mean_magnitudes(shifted, 1))
+        return elastic_binary(shifted, self.scale.positive()) if self.binarize else x
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        return self.gamma
+
+
+def _mean_magnitudes(x: Tensor, groups: int) -> Tensor:
+    """Mean magnitude of each group of adjacent channels ``(groups,)``."""
+    return x.detach().float().abs().flatten(0, -2).mean(0).view(groups, -1).mean(1)
+
+
 class WeightSign(WeightQuantizer):
     """Sign of the centred weights times a scale, by default both per output channel (SI-BiViT, Eq. 4).
 
@@ -150,3 +223,42 @@ class WeightSign(WeightQuantizer):
 
     def extra_repr(self) -> str:
         return f"ste={self.ste!r}, center={self.center!r}, scale={self.scale!r}"
+
+
+class LearnedScaleWeightSign(WeightQuantizer):
+    """Sign of the centred weights times a learned scale per output channel, which starts as their mean magnitude.
+
+    As BiViT's published code has it; see :func:`mmbivit.binary.binarize_weight`.
+
+    Args:
+        out_features: rows of the weights.
+        ste: ``'theta'`` has the scale as a factor of the gradient, ``'plain'`` leaves it out, ``'identity'`` passes
+            all.
+        center: what mu is the mean of: ``'row'``, ``'tensor'``, or ``'none'`` for 0.
+
+    Shape: ``(out_features, in_features)``, unchanged; the weights themselves where ``binarize`` is off.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        ste: Literal["theta", "plain", "identity"] = "theta",
+        center: Literal["row", "tensor", "none"] = "row",
+    ):
+        super().__init__()
+        self.ste, self.center = ste, center
+        self.scale = LearnedScale(out_features)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.scale.start_from(lambda: weight.detach().float().abs().mean(1))
+        if not self.binarize:
+            return weight
+        return binarize_weight(weight, self.ste, self.center, self.scale.value.to(weight.dtype))
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        signs = ~torch.signbit(binarize_weight(weight.detach(), self.ste, self.center))
+        scale = self.scale.value.detach()
+        return signs ^ (scale < 0)[:, None], scale.abs()
+
+    def extra_repr(self) -> str:
+        return f"ste={self.ste!r}, center={self.center!r}"

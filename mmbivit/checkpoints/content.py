@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import Quantizer, RPReLU
+from mmbivit.binary import HeadShortcut, Quantizer, ResidualBinaryLinear, RPReLU
 from mmbivit.checks import UserError
 
 __all__ = [
@@ -26,7 +26,10 @@ __all__ = [
 STAGE_KEY = "training_stage"  # of a backbone of ours, float ones too: the buffer that says 1 or 2
 # Keys of a backbone of ours that no float one has: those of quantizers, whatever these call their tensors, and others.
 # Of files without a network to ask; where there is one, see binary_keys.
-BINARY_ONLY = re.compile(r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.running_(mean|var)$|\.num_batches_tracked$")
+BINARY_ONLY = re.compile(
+    r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.(qkv|proj|fc1|fc2|reduction)\.norm\.|\.head_shortcut\.|"
+    r"\.running_(mean|var)$|\.num_batches_tracked$"
+)
 COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 
 
@@ -60,13 +63,16 @@ def find_prefix(keys: Iterable[str], prefix: str | None = None) -> str:
 def binary_keys(network: nn.Module) -> list[str]:
     """Return the keys of a network's state dict that no float network has.
 
-    They are those of its quantizers, of branches that idle in a training stage (spatial interaction) and of RPReLU,
-    and BatchNorm's statistics; none where the network is float.
+    They are those of its quantizers, of branches that idle in a training stage (spatial interaction), of RPReLU and of
+    shortcuts of layers and heads, and BatchNorm's statistics; none where the network is float.
     """
     parts = dict(network.named_modules())
     if not any(isinstance(part, Quantizer) for part in parts.values()):
         return []
-    whole = _prefixes(n for n, p in parts.items() if isinstance(p, (Quantizer, RPReLU)) or hasattr(p, "active_stages"))
+    kinds = (Quantizer, RPReLU, HeadShortcut)
+    names = [name for name, part in parts.items() if isinstance(part, kinds) or hasattr(part, "active_stages")]
+    names += [f"{name}.norm" for name, part in parts.items() if isinstance(part, ResidualBinaryLinear)]
+    whole = _prefixes(names)
     norms = {name: part for name, part in parts.items() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     statistics = {f"{name}.{key}" for name, norm in norms.items() for key, _ in norm.named_buffers(recurse=False)}
     return [key for key in network.state_dict() if key.startswith(whole) or key in statistics]

@@ -151,6 +151,7 @@ def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], names: Modul
                 state_dict[key] = names.fit_tensor(key, value, current[key])
     if from_float:
         _keep_largest_units(state_dict, current)
+        _drop_normed_biases(state_dict, current)
     for key, value in state_dict.items():
         expected = current[key].shape if key in current else None
         if expected is None and key.startswith("stages.") and not BINARY_ONLY.search(key):
@@ -173,6 +174,13 @@ def _start_fresh(state_dict: dict[str, Tensor], current: dict[str, Tensor], keys
         "current",
         logging.WARNING,
     )
+
+
+def _drop_normed_biases(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
+    """Drop the biases of layers that have none here, because a norm of theirs would subtract it."""
+    for key in [key for key in state_dict if key.endswith(".bias") and key not in current]:
+        if f"{key.removesuffix('bias')}norm.bias" in current:
+            del state_dict[key]
 
 
 def _keep_largest_units(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:

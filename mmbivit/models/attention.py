@@ -60,11 +60,12 @@ class WindowAttention(Attention):
         super().__init__()
         self.num_heads = num_heads
         self.scale = qk_scale or (embed_dims // num_heads) ** -0.5
-        self.qkv = recipe.build_linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.qkv_quantizer = recipe.build_qkv_quantizer(3 * embed_dims)
-        self.attention = recipe.build_attention()
+        self.qkv = recipe.build_linear(embed_dims, 3 * embed_dims, bias=qkv_bias, place="qkv")
+        self.qkv_quantizer = recipe.build_qkv_quantizer(3 * embed_dims, num_heads)
+        self.attention = recipe.build_attention(num_heads)
+        self.head_shortcut = recipe.build_head_shortcut(embed_dims)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = recipe.build_linear(embed_dims, embed_dims)
+        self.proj = recipe.build_linear(embed_dims, embed_dims, place="proj")
         self.proj_drop = nn.Dropout(proj_drop)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
@@ -82,8 +83,8 @@ class WindowAttention(Attention):
             mask: True where a key is masked, ``(num_windows, N, N)``; the same for each image.
         """
         batch, tokens, channels = x.shape
-        qkv = self.qkv_quantizer(self.qkv(x))
-        query, key, value = qkv.view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x)
+        query, key, value = self.qkv_quantizer(qkv).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         scores = (query * self.scale) @ key.transpose(-2, -1) + self.relative_position_bias()
         if mask is not None:
             windows = len(mask)
@@ -91,4 +92,6 @@ class WindowAttention(Attention):
             scores = scores.view(batch, self.num_heads, tokens, tokens)
         weights = self.attn_drop(self.attention(scores))
         x = (weights @ value).transpose(1, 2).reshape(batch, tokens, channels)
+        if self.head_shortcut is not None:
+            x = self.head_shortcut(x, qkv)
         return self.proj_drop(self.proj(x))

@@ -68,14 +68,14 @@ class SpatialInteraction(nn.Module):
         if hidden < 1:
             raise UserError(f"spatial_interaction.ratio={ratio} leaves no hidden token of {num_tokens}")
         self.norm = recipe.norm_layer(embed_dims)
-        self.fc1 = recipe.build_linear(num_tokens, hidden)
+        self.fc1 = recipe.build_linear(num_tokens, hidden, place="fc1")
         self.act = recipe.build_act(hidden)
-        self.fc2 = recipe.build_linear(hidden, num_tokens)
+        self.fc2 = recipe.build_linear(hidden, num_tokens, place="fc2")
         if per == "channel":
             self.act = Transposed(recipe.build_act(embed_dims))
-            for layer in (self.fc1, self.fc2):
+            for place, layer in (("fc1", self.fc1), ("fc2", self.fc2)):
                 if isinstance(layer, BinaryLinear):
-                    layer.input_quantizer = TransposedQuantizer(recipe.build_input_quantizer(embed_dims))
+                    layer.input_quantizer = TransposedQuantizer(recipe.build_input_quantizer(embed_dims, place))
         self.alpha = nn.Parameter(torch.full((embed_dims,), float(alpha_init)))
         self.active = True
 
@@ -107,9 +107,9 @@ class DualBranchMLP(nn.Module):
     ):
         super().__init__()
         self.norm = recipe.norm_layer(embed_dims)
-        self.fc1 = recipe.build_linear(embed_dims, hidden_dims)
+        self.fc1 = recipe.build_linear(embed_dims, hidden_dims, place="fc1")
         self.act = recipe.build_act(hidden_dims)
-        self.fc2 = recipe.build_linear(hidden_dims, embed_dims)
+        self.fc2 = recipe.build_linear(hidden_dims, embed_dims, place="fc2")
         self.drop = nn.Dropout(drop)
         self.si = spatial_interaction
 

@@ -13,6 +13,7 @@ from mmbivit.analysis import complexity, gradient_conflict, spatial_interaction
 from mmbivit.analysis.attention import attention_map
 from mmbivit.analysis.balancing import balancing_factors
 from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
+from mmbivit.checkpoints import load_pretrained
 from mmbivit.deploy import pack
 from mmbivit.distill import BlockMSELoss, Distiller, DistillTerm
 from mmbivit.models import Backbone, BinarySwinTransformer, find_blocks
@@ -88,20 +89,21 @@ def test_gradients_reach_what_is_trained_and_are_finite(cls, recipe, stage):
     network = build(cls, recipe).train()
     network.set_stage(stage)
     sum(output.square().mean() for output in network(images())).backward()
-    idle = {
+    idle = tuple(
         f"{name}."
         for name, module in network.named_modules()
-        if stage not in getattr(module, "active_stages", (1, 2)) and name
-    }
+        if (name and stage not in getattr(module, "active_stages", (1, 2)))
+        or (isinstance(module, Quantizer) and not module.binarize)
+    )
     for name, parameter in network.named_parameters():
-        if name.startswith(tuple(idle)):
+        if name.startswith(idle):
             assert parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 @contract
-def test_rows_have_two_values_in_stage_2_and_more_in_stage_1(cls, recipe):
+def test_weights_are_a_sign_times_a_scale_in_stage_2_and_float_in_stage_1(cls, recipe):
     network = build(cls, recipe)
     layers = layers_of(network)
     assert bool(layers) == (recipe != "float")
@@ -109,8 +111,14 @@ def test_rows_have_two_values_in_stage_2_and_more_in_stage_1(cls, recipe):
     for stage in (1, 2):
         network.set_stage(stage)
         for layer in layers:
-            values = [row.unique().numel() for row in layer.effective_weight()]
-            assert all(count == 2 for count in values) if stage == 2 else all(count > 2 for count in values)
+            weight = layer.effective_weight()
+            values = [row.unique().numel() for row in weight]
+            if stage == 1:
+                assert all(count > 2 for count in values)
+            elif layer.weight_quantizer.center == "row":
+                assert all(count == 2 for count in values)  # both signs occur in each row
+            else:
+                assert all(row.abs().unique().numel() == 1 for row in weight) and weight.sign().unique().numel() == 2
 
 
 @contract
@@ -124,6 +132,16 @@ def test_a_checkpoint_goes_round(cls, recipe, stage):
         assert other.load_state_dict(network.state_dict()) == ([], [])
         assert other.stage == stage
         assert all(map(torch.equal, network(images()), other(images())))
+
+
+@contract
+def test_it_starts_from_a_float_network_of_its_kind(cls, recipe):
+    network, full = build(cls, recipe), build(cls, "float")
+    weights = {name: weight for name, weight in full.state_dict().items() if name.endswith("weight")}
+    missing, _ = load_pretrained(network, dict(state_dict=full.state_dict()))
+    assert missing == []
+    taken = [name for name, weight in network.state_dict().items() if torch.equal(weight, weights.get(name, weight))]
+    assert all(name in taken for name in weights if "mlp" not in name)  # whose units are cut to the MLP's width
 
 
 @contract
