@@ -16,6 +16,7 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from torch import distributed, nn
 
+from mmbivit.binary import ScaledSign
 from mmbivit.engine import CpuDistributedDataParallel, CpuSyncBatchNorm
 from mmbivit.engine.ranks_hook import RanksHook, check_same_config
 from tests.engine.toy import ToyModel, make_runner, save_teacher, teacher_cfg
@@ -112,6 +113,12 @@ def statistics_are_averaged():
     assert model[0].running_mean.tolist() == [2, 2] and model[0].running_var.tolist() == [4, 4]
     assert model[1].running_mean.tolist() == [1.0 + 2 * get_rank()] * 2
     RanksHook().after_train_iter(SimpleNamespace(model=nn.Linear(1, 1)), 0)
+
+
+def learned_scales_start_equal():
+    quantizer = ScaledSign(2, "none", groups=2)
+    quantizer(torch.tensor([[1.0, -3.0]]) * (1 + get_rank()))
+    assert quantizer.scale.value.tolist() == [3, 9]  # twice the mean magnitude, of both ranks
 
 
 def different_iterations_are_refused():
@@ -293,6 +300,7 @@ CHECKS = (
     sync_bn_of_too_few_values,
     sync_bn_of_bfloat16,
     statistics_are_averaged,
+    learned_scales_start_equal,
     different_iterations_are_refused,
     different_configs_are_refused,
     wrappers_without_what_stage_1_needs_are_refused,
