@@ -14,6 +14,7 @@ from mmbivit_benchmarks.evidence import (
     ARMS,
     DETECTION,
     QUESTIONS,
+    all_differences,
     arm_config,
     draw_differences,
     markdown_tables,
@@ -87,7 +88,7 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
 
 def test_runs_are_paired_resumed_and_tabulated(tmp_path):
     (tmp_path / "tool.py").write_text(TOOL)
-    arms, lines = ("si_mlp3", "no_si_mlp3"), []
+    arms, lines = {name: ARMS[name] for name in ("si_mlp3", "no_si_mlp3")}, []
     for _ in range(2):
         lines.clear()
         results = run_arms(arms, (1, 2, 3), tmp_path, tmp_path / "tool.py", 2, lines.append)
@@ -98,5 +99,5 @@ def test_runs_are_paired_resumed_and_tabulated(tmp_path):
     assert config.load_from == str(tmp_path / "float_seed2" / "epoch_28.pth")
     table = markdown_tables(results)
     assert "| SI, MLP 3 - no SI, MLP 3 | -1.00 | -1.00 to -1.00 | 0.250 | -1.00, -1.00, -1.00 |" in table
-    (axes,) = draw_differences(results).axes
+    (axes,) = draw_differences(all_differences(results)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["SI, MLP 3 - no SI, MLP 3"]

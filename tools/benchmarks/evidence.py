@@ -13,6 +13,7 @@ from mmbivit_benchmarks.evidence import (
     CLASSIFICATION,
     DETECTION,
     QUESTIONS,
+    all_differences,
     draw_differences,
     markdown_tables,
     run_arms,
@@ -45,8 +46,8 @@ def main() -> None:
     args = parse_args()
     with user_errors(args.debug):
         start = time.monotonic()
-        arms = list(dict.fromkeys(arm for q in QUESTIONS if q.key in args.questions for arm in q.arms))
-        tasks = {ARMS[arm].task for arm in arms}
+        arms = {arm: ARMS[arm] for q in QUESTIONS if q.key in args.questions for arm in q.arms}
+        tasks = {arm.task for arm in arms.values()}
         if CLASSIFICATION in tasks:
             make_digit_folders(args.out / CLASSIFICATION.data, val=args.val_images)
         if DETECTION in tasks:
@@ -59,7 +60,7 @@ def main() -> None:
         branchless = {arm: [without_branch(run, data) for run in folders] for arm, folders in runs.items()}
         tables = markdown_tables(results, branchless)
         (args.out / "results.md").write_text(tables + "\n")
-        draw_differences(results).savefig(args.out / "differences.png", dpi=120)
+        draw_differences(all_differences(results)).savefig(args.out / "differences.png", dpi=120)
         print(f"\n{tables}\n\n{(time.monotonic() - start) / 60:.0f} minutes. Tables and picture: {args.out}")
 
 

@@ -6,7 +6,7 @@ one; all arms of a task take as many iterations. An arm that answers several que
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,13 @@ __all__ = [
     "Arm",
     "Question",
     "Task",
+    "all_differences",
     "arm_config",
     "draw_differences",
     "markdown_tables",
     "run_arms",
     "without_branch",
+    "without_si",
 ]
 
 
@@ -89,7 +91,8 @@ class Arm:
         return DETECTION if self.base.startswith("digits/") else CLASSIFICATION
 
 
-def _without_si(mlp_ratio: int) -> tuple[tuple[str, object], ...]:
+def without_si(mlp_ratio: int) -> tuple[tuple[str, object], ...]:
+    """Return the changes that take spatial interaction away."""
     return ("model.backbone.spatial_interaction", None), ("model.backbone.mlp_ratio", mlp_ratio)
 
 
@@ -117,8 +120,8 @@ _PLAIN = ("model.backbone.recipe", dict(weight_ste="plain"))
 
 ARMS = {
     "si_mlp3": Arm("SI, MLP 3", ONE_STAGE),
-    "no_si_mlp3": Arm("no SI, MLP 3", ONE_STAGE, _without_si(3)),
-    "no_si_mlp4": Arm("no SI, MLP 4", ONE_STAGE, _without_si(4)),
+    "no_si_mlp3": Arm("no SI, MLP 3", ONE_STAGE, without_si(3)),
+    "no_si_mlp4": Arm("no SI, MLP 4", ONE_STAGE, without_si(4)),
     "frozen_alpha": Arm("SI with alpha frozen at 0, MLP 3", ONE_STAGE, (_FROZEN_ALPHA,)),
     "two_cycles": Arm(
         "single stage, two cycles",
@@ -137,8 +140,8 @@ ARMS = {
     "alpha_0.5": _alpha(0.5),
     "detector_two_stages": Arm("detector, two stages, SI", DETECTOR_TWO_STAGES),
     "detector_one_stage": Arm("detector, single stage, SI", DETECTOR_ONE_STAGE),
-    "detector_two_stages_no_si": Arm("detector, two stages, no SI", DETECTOR_TWO_STAGES, _without_si(3)),
-    "detector_one_stage_no_si": Arm("detector, single stage, no SI", DETECTOR_ONE_STAGE, _without_si(3)),
+    "detector_two_stages_no_si": Arm("detector, two stages, no SI", DETECTOR_TWO_STAGES, without_si(3)),
+    "detector_one_stage_no_si": Arm("detector, single stage, no SI", DETECTOR_ONE_STAGE, without_si(3)),
     "detector_two_stages_plain": Arm(
         "detector, two stages, plain, optimizer not fresh",
         DETECTOR_TWO_STAGES,
@@ -244,7 +247,7 @@ def _set(cfg: Config, key: str, value: object) -> None:
 
 
 def run_arms(
-    arms: Sequence[str],
+    arms: Mapping[str, Arm],
     seeds: Sequence[int],
     out: Path,
     train_tool: Path,
@@ -254,7 +257,7 @@ def run_arms(
     """Train every arm with every seed, unless that is done already; seed by seed, so that pairs are whole soon.
 
     Args:
-        arms: names of :data:`ARMS`.
+        arms: what to train, by the names that results call it.
         seeds: of initialisation, order and augmentation, and of the float network.
         out: has the data of each task, and gets a folder per run, named ``<arm>_seed<n>``.
         train_tool: path of ``tools/train.py``.
@@ -270,7 +273,7 @@ def run_arms(
         ValueError: for an impossible seed, or less than one job.
     """
     check_runs(seeds, jobs)
-    tasks = {ARMS[arm].task.float_key: ARMS[arm].task for arm in arms}
+    tasks = {arm.task.float_key: arm.task for arm in arms.values()}
     start, done, total = time.monotonic(), 0, len(seeds) * (len(tasks) + len(arms))
 
     def train(arm: str, seed: int) -> float:
@@ -280,9 +283,9 @@ def run_arms(
         if arm in tasks:
             task, cfg = tasks[arm], _evaluated_at_its_end(get_config(tasks[arm].float_config))
         else:
-            task = ARMS[arm].task
+            task = arms[arm].task
             teacher = out / f"{task.float_key}_seed{seed}"
-            cfg = arm_config(ARMS[arm], teacher / (teacher / "last_checkpoint").read_text().strip())
+            cfg = arm_config(arms[arm], teacher / (teacher / "last_checkpoint").read_text().strip())
         config = work_dir / "arm.py"
         cfg.dump(config)
         new = not (work_dir / "evaluations.json").is_file()
@@ -297,7 +300,7 @@ def run_arms(
     with ThreadPoolExecutor(jobs) as pool:
         results: dict[str, list[float]] = {}
         # All float networks first, so that nobody waits for one that has not begun.
-        for names in (list(tasks), arms):
+        for names in (tasks, arms):
             work = [(name, seed) for seed in seeds for name in names]
             for (name, _), accuracy in zip(work, pool.map(lambda job: train(*job), work), strict=True):
                 results.setdefault(name, []).append(accuracy)
@@ -342,10 +345,8 @@ def markdown_tables(results: dict[str, list[float]], branchless: dict[str, list[
         label = ARMS[key].label if key in ARMS else f"{key.replace('_', ' ')}, the start of all"
         without = f"{mean(branchless[key]):.2f}" if branchless and key in branchless else ""
         lines.append(f"| {label} | {mean(values):.2f} | {', '.join(f'{value:.2f}' for value in values)} | {without} |")
-    for question in QUESTIONS:
-        if not (found := differences(question, results)):
-            continue
-        lines += ["", f"{question.key}: {question.title}", ""]
+    for title, found in all_differences(results).items():
+        lines += ["", title, ""]
         lines += ["| difference, points | mean | 95 % interval | sign-flip p | each seed |", "|---|---|---|---|---|"]
         for label, d in found.items():
             each = ", ".join(f"{value:+.2f}" for value in d.each)
@@ -353,15 +354,20 @@ def markdown_tables(results: dict[str, list[float]], branchless: dict[str, list[
     return "\n".join(lines)
 
 
-def draw_differences(results: dict[str, list[float]]) -> "Figure":
-    """Draw the mean, the 95 % interval and each seed of every paired difference."""
+def all_differences(results: dict[str, list[float]]) -> dict[str, dict[str, PairedDifference]]:
+    """Return the paired differences of each question that has any, by its title."""
+    found = {f"{question.key}: {question.title}": differences(question, results) for question in QUESTIONS}
+    return {title: group for title, group in found.items() if group}
+
+
+def draw_differences(groups: Mapping[str, Mapping[str, PairedDifference]]) -> "Figure":
+    """Draw the mean, the 95 % interval and each seed of paired differences, in groups with a title each."""
     from matplotlib.figure import Figure
 
-    groups = {question: found for question in QUESTIONS if (found := differences(question, results))}
     rows = [len(found) for found in groups.values()]
     figure = Figure(figsize=(8, 1.2 + 0.36 * sum(rows)), layout="constrained")
     all_axes = figure.subplots(len(groups), sharex=True, squeeze=False, height_ratios=rows)[:, 0]
-    for axes, (question, found) in zip(all_axes, groups.items(), strict=True):
+    for axes, (title, found) in zip(all_axes, groups.items(), strict=True):
         for row, d in enumerate(found.values()):
             color = "tab:blue" if d.low > 0 else "tab:red" if d.high < 0 else "0.35"
             axes.errorbar(d.mean, row, xerr=d.half_width, fmt="o", color=color, capsize=3, zorder=3)
@@ -369,8 +375,8 @@ def draw_differences(results: dict[str, list[float]]) -> "Figure":
         axes.set_yticks(range(len(found)), labels=found)
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.axvline(0, color="0.5", lw=1)
-        axes.set_title(f"{question.key}: {question.title}", loc="left", fontsize=10)
+        axes.set_title(title, loc="left", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
-    seeds = len(next(iter(results.values())))
-    all_axes[-1].set_xlabel(f"difference in points: mean, 95 % interval and each of {seeds} seeds")
+    seeds = {len(d.each) for found in groups.values() for d in found.values()}
+    all_axes[-1].set_xlabel(f"difference in points: mean, 95 % interval and each of {max(seeds)} seeds")
     return figure
