@@ -1,6 +1,8 @@
 """The backbone: float equals mmdet, binary is binary, stages, options and errors."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -329,3 +331,17 @@ def test_impossible_settings_name_the_key_and_what_is_allowed(kwargs, message):
     with pytest.raises(ValueError) as error:
         BinarySwinTransformer(**(dict(arch=ARCH) | kwargs))
     assert message in str(error.value)
+
+
+def test_recipes_that_the_documentation_mixes_train():
+    lines = re.findall(
+        r"^recipe = (dict\(.*\))", (Path(__file__).parents[2] / "docs/methods.md").read_text(), flags=re.MULTILINE
+    )
+    assert len(lines) == 5
+    for line in lines:
+        network = BinarySwinTransformer(
+            arch=dict(embed_dims=8, depths=(2,), num_heads=(2,)), recipe=eval(line), out_indices=(0,)
+        )
+        loss = network(torch.randn(2, 3, 32, 32))[0].square().mean()
+        loss.backward()
+        assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in network.parameters()), line
