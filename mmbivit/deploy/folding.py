@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU
 from mmbivit.checks import UserError
+from mmbivit.packed.modules import LAYER_NORM_EPS
 from mmbivit.packed.packing import pad_channels
 from mmbivit.packed.thresholds import count_thresholds
 
@@ -16,14 +17,23 @@ __all__ = ["fold_linear", "hidden_thresholds", "norm_affine", "sign_affine"]
 FUNCTIONS = (RPReLU, nn.GELU, nn.PReLU, nn.ReLU, nn.Identity)
 
 
-def norm_affine(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
+def norm_affine(norm: nn.Module | None, channels: int, layer_norm: bool = False) -> tuple[Tensor, Tensor]:
     """Return gain and shift ``(C,)``, float64, that equal a BatchNorm in evaluation; 1 and 0 for ``None``.
 
+    Args:
+        norm: of so many ``channels``.
+        layer_norm: it is a LayerNorm, whose affine alone is returned.
+
     Raises:
-        ValueError: for any other norm, or one without running statistics.
+        ValueError: for any other norm, a BatchNorm without running statistics, or a LayerNorm with another eps than
+            packed networks have.
     """
     if norm is None:
         return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    if layer_norm:
+        if not isinstance(norm, nn.LayerNorm) or norm.eps != LAYER_NORM_EPS:
+            raise UserError(f"{norm} cannot be folded; expected LayerNorm with eps={LAYER_NORM_EPS:g}")
+        return norm.weight.detach().double(), norm.bias.detach().double()
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
         raise UserError(f"{type(norm).__name__} cannot be folded; expected BatchNorm with running statistics")
     gain = (norm.running_var.double() + norm.eps).rsqrt()
@@ -34,10 +44,13 @@ def norm_affine(norm: nn.Module | None, channels: int) -> tuple[Tensor, Tensor]:
     return gain, shift
 
 
-def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer) -> Tensor:
-    """Return gain and shift ``(2, C padded)`` with ``quantizer(norm(x)) = Sign(gain * x + shift)``."""
+def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer, layer_norm: bool = False) -> Tensor:
+    """Return gain and shift ``(2, C padded)`` with ``quantizer(norm(x)) = Sign(gain * x + shift)``.
+
+    For a LayerNorm, ``x`` there is what it makes of its input before its affine.
+    """
     gamma = quantizer.fold()
-    gain, shift = norm_affine(norm, len(gamma))
+    gain, shift = norm_affine(norm, len(gamma), layer_norm)
     # -1 makes the bits of padding channels 0.
     return torch.stack([pad_channels(gain), pad_channels(shift - gamma, -1.0)])
 

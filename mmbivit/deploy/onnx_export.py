@@ -146,6 +146,8 @@ def plain_copy(network: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             where = f"{path}.{name}".lstrip(".")
             if isinstance(child, BinaryLinear):
+                if type(child) is not BinaryLinear:
+                    raise UserError(f"{where} cannot be exported: only BinaryLinear can, it is {type(child).__name__}")
                 linear = _Linear(child.effective_weight().detach(), child.bias)
                 sign = _plain_quantizer(f"{where}.input_quantizer", child.input_quantizer)
                 setattr(module, name, nn.Sequential(sign, linear))
@@ -160,7 +162,9 @@ def _plain_quantizer(name: str, quantizer: ActivationQuantizer) -> nn.Module:
         folded = quantizer.fold()
     except ValueError as error:
         raise UserError(f"{name} cannot be exported: {error}") from error
-    return _SelectKeys(folded) if isinstance(quantizer, SoftmaxThreshold) else _Sign(folded.float())
+    if isinstance(quantizer, SoftmaxThreshold):
+        return _SelectKeys(folded, quantizer.divide)
+    return _Sign(folded.float())
 
 
 def compare_with_torch(graph: "ModelProto", network: nn.Module, plain: nn.Module, images: Tensor) -> OnnxComparison:
@@ -220,16 +224,17 @@ class _Sign(nn.Module):
 class _SelectKeys(nn.Module):
     """:class:`mmbivit.binary.SoftmaxThreshold` without a gradient."""
 
-    def __init__(self, ratio: float):
+    def __init__(self, ratio: float, divide: bool):
         super().__init__()
         self.ratio = ratio
+        self.divide = divide
         self.at_least = _AtLeast()
 
     def forward(self, scores: Tensor) -> Tensor:
         probabilities = scores.softmax(dim=-1)
         threshold = self.ratio * probabilities.amax(dim=-1, keepdim=True)
         selected = self.at_least(probabilities, threshold).to(scores.dtype)
-        return selected / selected.sum(dim=-1, keepdim=True)
+        return selected / selected.sum(dim=-1, keepdim=True) if self.divide else selected
 
 
 class _Linear(nn.Module):

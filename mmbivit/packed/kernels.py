@@ -47,14 +47,14 @@ LinearArgs = _struct("LinearArgs", "x gain shift weight scale bias rprelu residu
 MergeArgs = _struct("MergeArgs", "x gain shift weight scale bias out", "batch height width channels n")
 AttentionArgs = _struct(
     "AttentionArgs",
-    "x gain shift padding qkv_weight qkv_low qkv_width bias value_ratio proj_weight proj_scale proj_bias",
+    "x normed gain shift padding qkv_weight qkv_low qkv_width bias value_ratio proj_weight proj_scale proj_bias",
     "channels heads head_dim",
     "score_step score_margin",
     layout=True,
 )
 MlpArgs = _struct(
     "MlpArgs",
-    "x gain shift fc1_weight fc1_low fc1_width fc2_weight fc2_scale fc2_bias "
+    "x normed gain shift fc1_weight fc1_low fc1_width fc2_weight fc2_scale fc2_bias "
     "si_gain si_shift si_gamma si1_weight si1_low si1_width si2_weight si2_scale si2_bias si_alpha si_bits",
     "channels hidden si_hidden",
     layout=True,

@@ -15,6 +15,8 @@ from mmbivit.binary import relative_position_index
 from . import operators  # noqa: F401  it registers torch.ops.mmbivit
 from .packing import LANES, num_blocks, num_words, pad_channels, padded
 
+LAYER_NORM_EPS = 1e-5
+
 __all__ = [
     "FloatPatchMerging",
     "OutputNorm",
@@ -38,6 +40,11 @@ class PackedModule(nn.Module):
     def fill(self, **tensors: Tensor) -> None:
         """Set buffers by name; shapes must fit."""
         self.load_state_dict({name: tensor.to(self.get_buffer(name).dtype) for name, tensor in tensors.items()})
+
+
+def layer_normed(x: Tensor) -> Tensor:
+    """Return tokens without mean and with variance 1 over channels, as LayerNorm makes them before its affine."""
+    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
 
 
 class PackedLinear(PackedModule):
@@ -84,6 +91,7 @@ class PackedWindowAttention(PackedModule):
         window_size: tokens along a window, up to 31.
         scale: factor of the scores.
         margin: keys are selected down to this below the best score of a query, ``-ln(ratio)``.
+        layer_norm: whether the norm is a LayerNorm, and not folded but for its affine.
 
     Shape: ``x (B, H*W, C)`` is changed in place.
     """
@@ -94,8 +102,17 @@ class PackedWindowAttention(PackedModule):
         *("proj_weight", "proj_affine"),
     )
 
-    def __init__(self, embed_dims: int, num_heads: int, window_size: int, scale: float, margin: float):
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int,
+        scale: float,
+        margin: float,
+        layer_norm: bool = False,
+    ):
         super().__init__()
+        self.layer_norm = layer_norm
         self.num_heads = num_heads
         self.head_dim = embed_dims // num_heads
         self.window_size = window_size
@@ -124,7 +141,8 @@ class PackedWindowAttention(PackedModule):
     def forward(self, x: Tensor, layout: Sequence[int]) -> None:
         """Add attention to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
         tensors = (self._buffers[name] for name in self.NAMES)
-        torch.ops.mmbivit.window_attention_(x, *tensors, layout, self.head_dim, 2 * self.scale, self.margin)
+        normed = layer_normed(x) if self.layer_norm else None
+        torch.ops.mmbivit.window_attention_(x, *tensors, layout, self.head_dim, 2 * self.scale, self.margin, normed)
 
 
 class PackedDualBranchMLP(PackedModule):
@@ -135,6 +153,7 @@ class PackedDualBranchMLP(PackedModule):
         hidden_dims: hidden width.
         num_tokens: tokens ``T`` of a square that is mixed, such as a window.
         si_hidden: hidden tokens of the spatial interaction; ``None`` for none.
+        layer_norm: see :class:`PackedWindowAttention`.
 
     Shape: ``x (B, H*W, C)`` is changed in place.
     """
@@ -142,8 +161,11 @@ class PackedDualBranchMLP(PackedModule):
     NAMES = ("in_affine", "fc1_weight", "fc1_thresholds", "fc2_weight", "fc2_affine")
     SI_NAMES = ("si_affine", "si_gamma", "si_weight1", "si_thresholds1", "si_weight2", "si_affine2", "si_alpha")
 
-    def __init__(self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None):
+    def __init__(
+        self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None, layer_norm: bool = False
+    ):
         super().__init__()
+        self.layer_norm = layer_norm
         self.hidden_dims = hidden_dims
         self.si_hidden = si_hidden
         self._add("in_affine", 2, padded(embed_dims))
@@ -164,7 +186,8 @@ class PackedDualBranchMLP(PackedModule):
         """Add both branches to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
         tensors = (self._buffers[name] for name in self.NAMES)
         si = [] if self.si_hidden is None else [self._buffers[name] for name in self.SI_NAMES]
-        torch.ops.mmbivit.dual_branch_mlp_(x, *tensors, self.hidden_dims, si, self.si_hidden or 0, layout)
+        normed = layer_normed(x) if self.layer_norm else None
+        torch.ops.mmbivit.dual_branch_mlp_(x, *tensors, self.hidden_dims, si, self.si_hidden or 0, layout, normed)
 
 
 class PackedPatchMerging(PackedModule):
@@ -172,35 +195,47 @@ class PackedPatchMerging(PackedModule):
 
     Args:
         embed_dims: channels ``C``.
+        layer_norm: whether the norm is a LayerNorm.
 
     Shape: ``(B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 2*C)``.
     """
 
-    def __init__(self, embed_dims: int):
+    def __init__(self, embed_dims: int, layer_norm: bool = False):
         super().__init__()
+        self.layer_norm = layer_norm
         self.out_features = 2 * embed_dims
         self._add("in_affine", 2, padded(4 * embed_dims))
         self._add_weight("weight", 2 * embed_dims, 4 * embed_dims)
         self._add("out_affine", 2, padded(2 * embed_dims))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        return torch.ops.mmbivit.patch_merging(
-            x, self.in_affine, self.weight, self.out_affine, height, width, self.out_features
-        )
+        affines = self.in_affine, self.weight, self.out_affine
+        if not self.layer_norm:
+            return torch.ops.mmbivit.patch_merging(x, *affines, height, width, self.out_features)
+        rows = layer_normed(join_neighbours(x, height, width))
+        out = torch.ops.mmbivit.binary_linear(rows.flatten(0, 1), *affines, self.out_features)
+        return out.unflatten(0, rows.shape[:2])
 
 
 class FloatPatchMerging(PackedModule):
     """The same with a float projection, into which the norm is folded (``downsample='float'`` of the backbone)."""
 
-    def __init__(self, embed_dims: int):
+    def __init__(self, embed_dims: int, layer_norm: bool = False):
         super().__init__()
+        self.layer_norm = layer_norm
         self._add("weight", 2 * embed_dims, 4 * embed_dims)
         self._add("bias", 2 * embed_dims)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        grid = F.pad(x.view(len(x), height, width, -1), (0, 0, 0, width % 2, 0, height % 2))
-        parts = [grid[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return F.linear(torch.cat(parts, dim=-1).flatten(1, 2), self.weight, self.bias)
+        rows = join_neighbours(x, height, width)
+        return F.linear(layer_normed(rows) if self.layer_norm else rows, self.weight, self.bias)
+
+
+def join_neighbours(x: Tensor, height: int, width: int) -> Tensor:
+    """Concatenate 2 x 2 tokens: ``(B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 4*C)``."""
+    grid = F.pad(x.view(len(x), height, width, -1), (0, 0, 0, width % 2, 0, height % 2))
+    parts = [grid[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+    return torch.cat(parts, dim=-1).flatten(1, 2)
 
 
 class PatchEmbedding(PackedModule):
@@ -210,19 +245,24 @@ class PatchEmbedding(PackedModule):
         in_channels: channels of the image.
         embed_dims: channels of a token.
         patch_size: pixels along a patch.
+        layer_norm: whether a LayerNorm follows, which does not fold.
 
     Shape: ``(B, in_channels, H, W) -> (B, H'*W', embed_dims)``, ``H' = ceil(H / patch_size)``.
     """
 
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, layer_norm: bool = False):
         super().__init__()
+        self.layer_norm = layer_norm
         self.embed_dims = embed_dims
         self.patch_size = patch_size
         self._add("weight", in_channels * patch_size**2, padded(embed_dims))
         self._add("bias", padded(embed_dims))
+        if layer_norm:
+            self._add("norm", 2, embed_dims)
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.ops.mmbivit.patch_embedding(images, self.weight, self.bias, self.patch_size, self.embed_dims)
+        x = torch.ops.mmbivit.patch_embedding(images, self.weight, self.bias, self.patch_size, self.embed_dims)
+        return F.layer_norm(x, x.shape[-1:], *self.norm, LAYER_NORM_EPS) if self.layer_norm else x
 
 
 class OutputNorm(PackedModule):
@@ -230,13 +270,16 @@ class OutputNorm(PackedModule):
 
     Args:
         embed_dims: channels ``C``.
+        layer_norm: whether the norm is a LayerNorm.
 
     Shape: ``(B, H*W, C) -> (B, C, H, W)``.
     """
 
-    def __init__(self, embed_dims: int):
+    def __init__(self, embed_dims: int, layer_norm: bool = False):
         super().__init__()
+        self.layer_norm = layer_norm
         self._add("affine", 2, padded(embed_dims))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = layer_normed(x) if self.layer_norm else x
         return torch.ops.mmbivit.feature_map(x, self.affine, height, width)

@@ -52,6 +52,12 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
     return tensor.data_ptr() if tensor.is_cpu else ELSEWHERE
 
 
+def _inputs(x: Tensor, normed: Tensor | None) -> tuple[int, int]:
+    """Check what an operator changes in place, and what it signs; returns both addresses."""
+    address = _check("x", x, tuple(x.shape))
+    return address, address if normed is None else _check("normed", normed, tuple(x.shape))
+
+
 def _pair(name: str, tensor: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tuple[int, int]:
     """Check a ``(2, size)`` tensor; returns the addresses of both rows."""
     start = _check(name, tensor, (2, size), dtype)
@@ -99,11 +105,11 @@ _define("feature_map(Tensor x, Tensor affine, SymInt height, SymInt width) -> Te
 _define(
     "window_attention_(Tensor(a!) x, Tensor in_affine, Tensor padding, Tensor qkv_weight, Tensor qkv_thresholds, "
     "Tensor position_bias, Tensor value_ratio, Tensor proj_weight, Tensor proj_affine, SymInt[] layout, int head_dim, "
-    "float step, float margin) -> ()"
+    "float step, float margin, Tensor? normed=None) -> ()"
 )
 _define(
     "dual_branch_mlp_(Tensor(a!) x, Tensor in_affine, Tensor fc1_weight, Tensor fc1_thresholds, Tensor fc2_weight, "
-    "Tensor fc2_affine, int hidden, Tensor[] si, int si_hidden, SymInt[] layout) -> ()"
+    "Tensor fc2_affine, int hidden, Tensor[] si, int si_hidden, SymInt[] layout, Tensor? normed=None) -> ()"
 )
 
 
@@ -239,6 +245,7 @@ def window_attention_(
     head_dim: int,
     step: float,
     margin: float,
+    normed: Tensor | None = None,
 ) -> None:
     """Add window attention to ``x (B, height * width, C)`` in place; all in between are bits.
 
@@ -251,6 +258,8 @@ def window_attention_(
         position_bias: ``(heads, T, T padded to 16)``, -inf on the padding.
         value_ratio: ``(heads * padded head_dim)``; infinite on the padding.
         layout: height, width, window, shift, mask_padding.
+        normed: what is signed in place of ``x``, of its shape: where the norm is a LayerNorm, ``x`` without mean and
+            with variance 1.
     """
     _check_layout(x, layout, MOST_WINDOW_TOKENS)
     batch, tokens, channels = x.shape
@@ -263,7 +272,7 @@ def window_attention_(
         )
     inner = heads * padded(head_dim)
     args = (
-        _check("x", x, (batch, tokens, channels)),
+        *_inputs(x, normed),
         *_pair("in_affine", in_affine, padded(channels)),
         _check("padding", padding, (num_words(channels),), torch.int32),
         _weight("qkv_weight", qkv_weight, 3 * inner, channels),
@@ -276,7 +285,7 @@ def window_attention_(
     if (path := _path(x, args)) is None:
         reference.window_attention_(
             x, in_affine, padding, qkv_weight, qkv_thresholds, position_bias, value_ratio, proj_weight, proj_affine,
-            layout, head_dim, step, margin,
+            layout, head_dim, step, margin, normed,
         )  # fmt: skip
         return
     kernels.KERNELS.call(
@@ -295,6 +304,7 @@ def dual_branch_mlp_(
     si: Sequence[Tensor],
     si_hidden: int,
     layout: Sequence[int],
+    normed: Tensor | None = None,
 ) -> None:
     """Add the MLP over channels, and the one over the tokens of windows, to ``x (B, height * width, C)`` in place.
 
@@ -303,12 +313,13 @@ def dual_branch_mlp_(
             rows ``(si_hidden, words)``, thresholds ``(2, si_hidden)``, weight rows ``(T, words)``, scale and bias
             ``(2, T)``, and ``alpha (C padded)``.
         layout: height, width, window, shift, mask_padding.
+        normed: see :func:`window_attention_`.
     """
     _check_layout(x, layout, MOST_MIXED_TOKENS)
     batch, tokens, channels = x.shape
     _positive(channels=channels, hidden=hidden)
     args = (
-        _check("x", x, (batch, tokens, channels)),
+        *_inputs(x, normed),
         *_pair("in_affine", in_affine, padded(channels)),
         _weight("fc1_weight", fc1_weight, hidden, channels),
         *_pair("fc1_thresholds", fc1_thresholds, padded(hidden), torch.int32),
@@ -318,7 +329,7 @@ def dual_branch_mlp_(
     )
     if (path := _path(x, args)) is None:
         reference.dual_branch_mlp_(
-            x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout
+            x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout, normed
         )
         return
     bits = _si_bits(x, si_hidden, layout) if si and layout[2] ** 2 > FEW_TOKENS else None
@@ -375,17 +386,17 @@ def _fake_map(x: Tensor, affine, height: int, width: int) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], height, width)
 
 
-def _fake_in_place(x: Tensor, *args) -> None:
+def _fake_in_place(x: Tensor, *args, **options) -> None:
     return None
 
 
 def _checked(fake: Callable) -> Callable:
     """Refuse what torch hands to a fake although the first argument is real: a mixture with tensors on meta."""
 
-    def checked(x: Tensor, *args: Any) -> Any:
+    def checked(x: Tensor, *args: Any, **options: Any) -> Any:
         if type(x) is Tensor and not x.is_meta:
             raise ValueError(OTHER_DEVICE)
-        return fake(x, *args)
+        return fake(x, *args, **options)
 
     return checked
 

@@ -106,12 +106,13 @@ def window_attention_(
     head_dim: int,
     step: float,
     margin: float,
+    normed: Tensor | None,
 ) -> None:
     """Add window attention to the tokens in place."""
     height, width, window, shift, mask_padding = layout
     index, region = (t.to(x.device) for t in window_tokens(height, width, window, shift, bool(mask_padding)))
     heads, tokens = position_bias.shape[:2]
-    bits = pack_affine(x, in_affine)[:, index.clamp(min=0)]  # (B, windows, tokens, words)
+    bits = pack_affine(x if normed is None else normed, in_affine)[:, index.clamp(min=0)]  # (B, windows, tokens, words)
     bits = torch.where((index < 0)[..., None], padding, bits)
     qkv = bits_from_counts(count_differing(bits.flatten(0, 2), qkv_weight), qkv_thresholds)
     qkv = qkv.view(len(x), len(index), tokens, 3, heads, qkv.shape[-1] // (3 * heads)).permute(3, 0, 1, 4, 2, 5).float()
@@ -138,13 +139,15 @@ def dual_branch_mlp_(
     si: list[Tensor],
     si_hidden: int,
     layout: list[int],
+    normed: Tensor | None,
 ) -> None:
     """Add the MLP and the spatial interaction to the tokens in place."""
-    counts = count_differing(pack_affine(x, in_affine).flatten(0, 1), fc1_weight)
+    signed = x if normed is None else normed
+    counts = count_differing(pack_affine(signed, in_affine).flatten(0, 1), fc1_weight)
     bits = pack_signs(bits_from_counts(counts, fc1_thresholds)[:, :hidden])
     out = _scaled(bits, fc2_weight, fc2_affine, hidden, x.shape[-1]).view(x.shape)
     if si:
-        out += _spatial_interaction(x, *si, si_hidden, layout)
+        out += _spatial_interaction(signed, *si, si_hidden, layout)
     x += out
 
 

@@ -70,6 +70,8 @@ class PackedSwinConfig(PackedConfig):
         shift_single_window: shift windows also where a feature map is not longer than one.
         mask_padding: never attend to tokens that pad a feature map to whole windows.
         si_sides: tokens along the squares that are mixed, of each stage; ``None`` where those are the windows.
+        norm: ``'bn'`` folded into what follows, or ``'ln'``, of which only the affine is.
+        patch_norm: whether norms follow the patch embedding and precede patch merging; of LayerNorm alone.
 
     Raises:
         ValueError: if they make no network, or one that the kernels cannot compute.
@@ -91,6 +93,8 @@ class PackedSwinConfig(PackedConfig):
     shift_single_window: bool = True
     mask_padding: bool = True
     si_sides: tuple[int, ...] | None = None
+    norm: str = "bn"
+    patch_norm: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +110,9 @@ class PackedSwinConfig(PackedConfig):
             raise UserError(f"scales={scales}, select_ratio={ratio}; expected numbers up to 1e5, and one in (0, 1]")
         if self.pos_embed_shape is not None and len(self.pos_embed_shape) != 2:
             raise UserError(f"pos_embed_shape={self.pos_embed_shape}; expected height and width")
-        for name in ("float_downsample", "shift_single_window", "mask_padding"):
+        if self.norm not in ("bn", "ln"):
+            raise UserError(f"norm={self.norm!r}; allowed: 'bn', 'ln'")
+        for name in ("float_downsample", "shift_single_window", "mask_padding", "patch_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={getattr(self, name)!r}; expected True or False")
 
@@ -175,31 +181,35 @@ class PackedSwinTransformer(PackedNetwork):
         config = self.config
         self.num_features = [config.embed_dims * 2**i for i in range(len(config.depths))]
         self.out_indices = config.out_indices
-        self.patch_embed = PatchEmbedding(config.in_channels, config.embed_dims, config.patch_size)
+        layer_norm = config.norm == "ln"
+        self.patch_embed = PatchEmbedding(
+            config.in_channels, config.embed_dims, config.patch_size, layer_norm and config.patch_norm
+        )
         grid = config.pos_embed_shape
         embedding = None if grid is None else torch.zeros(1, grid[0] * grid[1], config.embed_dims)
         self.register_buffer("absolute_pos_embed", embedding)
         self.stages = nn.ModuleList(map(self._stage, range(len(config.depths))))
         for i in self.out_indices:
-            self.add_module(f"norm{i}", OutputNorm(self.num_features[i]))
+            self.add_module(f"norm{i}", OutputNorm(self.num_features[i], layer_norm))
         self.eval()
 
     def _stage(self, i: int) -> PackedStage:
         config, channels = self.config, self.num_features[i]
-        window, margin = config.window_size, -math.log(config.select_ratio)
+        window, margin, layer_norm = config.window_size, -math.log(config.select_ratio), config.norm == "ln"
         tokens = config.mixing_sides[i] ** 2
         si_hidden = config.mixing_hidden[i] if config.mixing_hidden else None
         blocks = [
             PackedBlock(
-                PackedWindowAttention(channels, config.num_heads[i], window, config.scales[i], margin),
-                PackedDualBranchMLP(channels, config.hidden_dims[i], tokens, si_hidden),
+                PackedWindowAttention(channels, config.num_heads[i], window, config.scales[i], margin, layer_norm),
+                PackedDualBranchMLP(channels, config.hidden_dims[i], tokens, si_hidden, layer_norm),
                 shift=window // 2 if block % 2 else 0,
             )
             for block in range(config.depths[i])
         ]
         if i == len(config.depths) - 1:
             return PackedStage(blocks, None)
-        return PackedStage(blocks, (FloatPatchMerging if config.float_downsample else PackedPatchMerging)(channels))
+        merging = FloatPatchMerging if config.float_downsample else PackedPatchMerging
+        return PackedStage(blocks, merging(channels, layer_norm and config.patch_norm))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from mmbivit.apis import load_config
 from mmbivit.binary import BinaryLinear
 from mmbivit.deploy import PackedSwinTransformer, pack
 from mmbivit.deploy.folding import fold_linear
+from mmbivit.deploy.packers import pack_linear
 from mmbivit.models import BinarySwinTransformer, ImageClassifier
 from mmbivit.packed import kernels
 from mmbivit.packed.packing import pack_signs, pack_weight
@@ -59,6 +60,13 @@ def test_outputs_equal_at_any_size(size):
         dict(mask_padding=False),
         dict(downsample="float"),
         dict(recipe=dict(act="gelu")),
+        dict(recipe=dict(norm="ln")),
+        dict(recipe=dict(norm="ln"), patch_norm=False, downsample="float"),
+        dict(recipe=dict(norm="ln"), downsample="float", spatial_interaction=None),
+        dict(recipe=dict(norm="ln"), spatial_interaction=dict(ratio=1.0, axis="grid"), pretrain_img_size=48),
+        dict(recipe="bivit"),
+        dict(recipe="bivit", spatial_interaction=None, mlp_ratio=4, downsample="float"),
+        dict(recipe=dict(weight_scale="learned")),
         dict(recipe=dict(threshold="none", weight_center="none", weight_scale="tensor")),
         dict(recipe=dict(weight_center="tensor", sign_ste="poly", weight_ste="plain")),
         dict(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.5, with_cp=True),
@@ -234,13 +242,26 @@ def test_stage_1_is_refused():
         (dict(linear="float", downsample="binary"), r"stages.0.blocks.0.attn.qkv is Linear"),
         (dict(qkv="float"), r"stages.0.blocks.0.attn.qkv_quantizer is Identity"),
         (dict(attention="softmax"), r"stages.0.blocks.0.attn.attention is Softmax"),
-        (dict(norm="ln"), r"patch_embed.norm LayerNorm cannot be folded"),
+        (dict(attention="softmax_select"), r"stages.0.blocks.0.attn.attention does not divide by the number"),
+        ("reactnet", r"stages.0.blocks.0.attn.qkv is ResidualBinaryLinear, which pack.. does not know"),
+        ("bireal", r"stages.0.blocks.0.attn.attention ScoreSign does not fold"),
+        ("bit", r"stages.0.blocks.0.attn.qkv.input_quantizer ScaledSign does not fold"),
         ("float", "BinarySwinTransformer has no binary layer"),
     ],
 )
 def test_float_parts_are_refused_by_name(recipe, name):
     with pytest.raises(ValueError, match=name):
-        pack(BinarySwinTransformer(SMALL_ARCH, recipe=recipe, out_indices=(0, 1)))
+        network = BinarySwinTransformer(SMALL_ARCH, recipe=recipe, out_indices=(0, 1))
+        pack(randomise(network))
+
+
+def test_layer_norms_of_another_kind_are_refused_by_name():
+    network = binary_swin(recipe=dict(norm="ln"))
+    network.stages[0].blocks[0].mlp.norm.eps = 1e-6
+    with pytest.raises(ValueError, match="stages.0.blocks.0.mlp.norm LayerNorm.*expected LayerNorm with eps=1e-05"):
+        pack(network)
+    with pytest.raises(ValueError, match="LayerNorm cannot be folded; expected BatchNorm"):
+        pack_linear(BinaryLinear(4, 3), norm=nn.LayerNorm(4))
 
 
 def test_unknown_modules_are_refused_by_name():

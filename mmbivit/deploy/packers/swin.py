@@ -4,7 +4,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU, SoftmaxThreshold
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, LearnedScale, RPReLU, SoftmaxThreshold
 from mmbivit.checks import UserError
 from mmbivit.deploy.folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
 from mmbivit.deploy.registry import packs
@@ -23,7 +23,7 @@ __all__ = ["pack_swin"]
 _KNOWN = (
     *(BinarySwinTransformer, SwinStage, SwinBlock, PatchEmbed, PatchMerging),
     *(WindowAttention, DualBranchMLP, SpatialInteraction),
-    *(BinaryLinear, RPReLU),
+    *(BinaryLinear, LearnedScale, RPReLU),
     *(nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.Softmax),
     *(nn.ModuleList, nn.Identity, nn.Dropout, DropPath, nn.GELU, nn.PReLU, nn.ReLU),
 )
@@ -44,8 +44,9 @@ def pack_swin(backbone: BinarySwinTransformer) -> PackedSwinTransformer:
             _pack_merging(stage.downsample, packed_stage.downsample, f"stages.{i}.downsample")
     for i in backbone.out_indices:
         with named(f"norm{i}"):
-            affine = norm_affine(getattr(backbone, f"norm{i}"), backbone.num_features[i])
-        getattr(packed, f"norm{i}").fill(affine=pad_channels(torch.stack(affine)))
+            norm = getattr(packed, f"norm{i}")
+            affine = norm_affine(getattr(backbone, f"norm{i}"), backbone.num_features[i], norm.layer_norm)
+        norm.fill(affine=pad_channels(torch.stack(affine)))
     return packed
 
 
@@ -74,6 +75,8 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
         shift_single_window=blocks[0].shift_single_window,
         mask_padding=blocks[0].mask_padding,
         si_sides=None if branches[0] is None or None in sides else sides,
+        norm="ln" if isinstance(blocks[0].norm1, nn.LayerNorm) else "bn",
+        patch_norm=backbone.patch_embed.norm is not None,
     )
 
 
@@ -88,9 +91,13 @@ def _si_hidden(branches: list[SpatialInteraction | None]) -> int | tuple[int, ..
 def _pack_patch_embed(backbone: BinarySwinTransformer, packed: PackedSwinTransformer) -> None:
     embed = backbone.patch_embed
     with named("patch_embed.norm"):
-        gain, shift = norm_affine(embed.norm, embed.proj.out_channels)
+        gain, shift = norm_affine(embed.norm, embed.proj.out_channels, packed.patch_embed.layer_norm)
     weight, bias = embed.proj.weight.double().flatten(1), embed.proj.bias.double()
-    packed.patch_embed.fill(weight=pad_channels((gain[:, None] * weight).T), bias=pad_channels(gain * bias + shift))
+    if packed.patch_embed.layer_norm:
+        tensors = dict(weight=pad_channels(weight.T), bias=pad_channels(bias), norm=torch.stack([gain, shift]))
+    else:
+        tensors = dict(weight=pad_channels((gain[:, None] * weight).T), bias=pad_channels(gain * bias + shift))
+    packed.patch_embed.fill(**tensors)
     if backbone.absolute_pos_embed is not None:
         packed.absolute_pos_embed.copy_(backbone.absolute_pos_embed)
 
@@ -108,6 +115,12 @@ def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) 
         raise UserError(f"{name}.attn.qkv_quantizer is {what}; only a quantizer of activations can be packed here")
     expect(attn.attention, f"{name}.attn.attention", SoftmaxThreshold)
     expect(attn.proj, f"{name}.attn.proj", BinaryLinear)
+    gamma = attn.proj.input_quantizer.fold()
+    if not attn.attention.divide and gamma.any():
+        raise UserError(
+            f"{name}.attn.attention does not divide by the number of selected keys, and the thresholds of "
+            f"{name}.attn.proj are not 0; expected division, or recipe.threshold='none'"
+        )
     head_dim = packed.head_dim
     extra = padded(head_dim) - head_dim
 
@@ -117,7 +130,7 @@ def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) 
         return nn.functional.pad(split, (0, extra), value=value).flatten(-2)
 
     with named(f"{name}.norm1"):
-        in_affine = sign_affine(block.norm1, attn.qkv.input_quantizer)
+        in_affine = sign_affine(block.norm1, attn.qkv.input_quantizer, packed.layer_norm)
     with named(f"{name}.attn.qkv"):
         signs, _, _ = fold_linear(attn.qkv)
         thresholds = hidden_thresholds(attn.qkv, attn.qkv_quantizer)
@@ -131,7 +144,7 @@ def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) 
         qkv_thresholds=torch.stack([pad_heads(low), pad_heads(width, -1)]),  # never set
         relative_position_bias_table=attn.relative_position_bias_table,
         # (2 * set - selected) / selected >= gamma
-        value_ratio=pad_heads((1 + attn.proj.input_quantizer.fold()) / 2, torch.inf),
+        value_ratio=pad_heads((1 + gamma) / 2, torch.inf),
         proj_weight=pack_weight(pad_heads(proj_signs)),
         proj_affine=pad_channels(torch.stack([scale, bias])),
     )
@@ -141,7 +154,7 @@ def _pack_mlp(mlp: nn.Module, packed: PackedDualBranchMLP, name: str) -> None:
     expect(mlp.fc1, f"{name}.fc1", BinaryLinear)
     expect(mlp.fc2, f"{name}.fc2", BinaryLinear)
     with named(f"{name}.norm"):
-        in_affine = sign_affine(mlp.norm, mlp.fc1.input_quantizer)
+        in_affine = sign_affine(mlp.norm, mlp.fc1.input_quantizer, packed.layer_norm)
     with named(f"{name}.fc1"):
         signs, _, _ = fold_linear(mlp.fc1)
         low, width = hidden_thresholds(mlp.fc1, mlp.fc2.input_quantizer, mlp.act)
@@ -154,16 +167,16 @@ def _pack_mlp(mlp: nn.Module, packed: PackedDualBranchMLP, name: str) -> None:
         fc2_weight=pack_weight(signs2),
         fc2_affine=pad_channels(torch.stack([scale, bias])),
     )
-    packed.fill(**tensors, **(_si_tensors(mlp.si, f"{name}.si") if mlp.si is not None else {}))
+    packed.fill(**tensors, **(_si_tensors(mlp.si, f"{name}.si", packed.layer_norm) if mlp.si is not None else {}))
 
 
-def _si_tensors(si: nn.Module, name: str) -> dict[str, Tensor]:
+def _si_tensors(si: nn.Module, name: str, layer_norm: bool) -> dict[str, Tensor]:
     expect(si.fc1, f"{name}.fc1", BinaryLinear)
     expect(si.fc2, f"{name}.fc2", BinaryLinear)
     if not si.active:
         raise UserError(f"{name} is idle, as in training stage 1; train on to stage 2, then pack")
     with named(f"{name}.norm"):
-        affine = torch.stack(norm_affine(si.norm, len(si.alpha)))
+        affine = torch.stack(norm_affine(si.norm, len(si.alpha), layer_norm))
     with named(f"{name}.fc1"):
         signs, _, _ = fold_linear(si.fc1)
         thresholds = hidden_thresholds(si.fc1, si.fc2.input_quantizer, si.act)
@@ -184,14 +197,14 @@ def _pack_merging(merging: nn.Module, packed: nn.Module, name: str) -> None:
     if isinstance(packed, FloatPatchMerging):
         expect(merging.reduction, f"{name}.reduction", nn.Linear)
         with named(f"{name}.norm"):
-            gain, shift = norm_affine(merging.norm, merging.reduction.in_features)
+            gain, shift = norm_affine(merging.norm, merging.reduction.in_features, packed.layer_norm)
         weight = merging.reduction.weight.double()
         packed.fill(weight=weight * gain, bias=weight @ shift)
         return
     assert isinstance(packed, PackedPatchMerging)
     expect(merging.reduction, f"{name}.reduction", BinaryLinear)
     with named(f"{name}.norm"):
-        in_affine = sign_affine(merging.norm, merging.reduction.input_quantizer)
+        in_affine = sign_affine(merging.norm, merging.reduction.input_quantizer, packed.layer_norm)
     with named(f"{name}.reduction"):
         signs, scale, bias = fold_linear(merging.reduction)
     affine = pad_channels(torch.stack([scale, bias]))

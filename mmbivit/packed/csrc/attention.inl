@@ -115,7 +115,8 @@ void attention(const AttentionArgs* args, int64_t begin, int64_t end, Worker* wo
         int64_t queries = 0;
         for (int64_t t = 0; t < s.tokens; t++) {
             if (s.rows[t]) {
-                pack_row(s.rows[t], args->gain, args->shift, args->channels, s.bits + t * words);
+                const float* normed = args->normed + (s.rows[t] - args->x);
+                pack_row(normed, args->gain, args->shift, args->channels, s.bits + t * words);
                 s.real[queries] = (int32_t)t;
                 s.real_rows[queries++] = s.rows[t];
             } else {

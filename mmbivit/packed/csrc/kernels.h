@@ -60,9 +60,11 @@ typedef struct {
     int64_t mask_padding;        // real tokens do not attend to padding
 } Layout;
 
-// x += proj(attention(qkv(sign(norm(x))))), window by window.
+// x += proj(attention(qkv(sign(norm(x))))), window by window. Gain and shift are of the norm and the signs; where it is
+// a LayerNorm, they are of what it makes of x before its own, which is `normed`.
 typedef struct {
     float* x;                    // (batch, height * width, channels), changed in place
+    const float* normed;         // like x, or x itself
     const float* gain;           // (channels, padded to 16)
     const float* shift;          // (channels, padded to 16)
     const uint32_t* padding;     // (words): the bits of a padding token
@@ -80,9 +82,10 @@ typedef struct {
     float score_margin;          // keys are selected down to this below the best score of their query
 } AttentionArgs;
 
-// x += MLP(sign(norm(x))) + alpha * SI(norm(x)^T)^T.
+// x += MLP(sign(norm(x))) + alpha * SI(norm(x)^T)^T; gain and shift as above.
 typedef struct {
     float* x;                    // (batch, height * width, channels), changed in place
+    const float* normed;         // like x, or x itself
     const float* gain;           // (channels, padded to 16)
     const float* shift;
     const uint32_t* fc1_weight;  // (hidden blocks, words, 16)

@@ -79,7 +79,10 @@ SIMD void mix_tokens_in(const MlpArgs* args, const MixScratch& s, int64_t block,
         I16 word = zero();
         for (int64_t t = w * 32; t < s.tokens && t < w * 32 + 32; t++) {
             F16 y = zero_f();  // padding is 0 after the norm
-            if (s.rows[t]) y = mul_add(left < 16 ? load_f(s.rows[t] + c, left) : load_f(s.rows[t] + c), gain, shift);
+            if (s.rows[t]) {
+                const float* normed = args->normed + (s.rows[t] - args->x) + c;
+                y = mul_add(left < 16 ? load_f(normed, left) : load_f(normed), gain, shift);
+            }
             word = or_where(word, at_least_f(y, broadcast_f(args->si_gamma[t])), broadcast(1u << t % 32));
         }
         store(s.token_bits + w * 16, word);
@@ -132,7 +135,8 @@ void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
         int64_t rows = 0;
         for (int64_t t = 0; t < s.tokens; t++) {
             if (!s.rows[t]) continue;
-            pack_row(s.rows[t], args->gain, args->shift, args->channels, s.bits + rows * words);
+            const float* normed = args->normed + (s.rows[t] - args->x);
+            pack_row(normed, args->gain, args->shift, args->channels, s.bits + rows * words);
             s.real_rows[rows++] = s.rows[t];
         }
         timer.lap(PHASE_PACK);
