@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbivit.checks import UserError
-from mmbivit.models.attention import Attention
+from mmbivit.models.attention import find_attention
 from mmbivit.models.backbone import Block, find_block
 from mmbivit.models.layout import BESIDE, PADDING, TokenLayout
 from mmbivit.models.observation import observed
@@ -88,14 +88,12 @@ def _run(network: nn.Module, image: Tensor, block: Block) -> tuple[Tensor, bool]
 
 def _softmax(block: Block) -> nn.Module:
     """Return the part of a block that makes scores into weights: our attention's, or the one softmax of another's."""
-    ours = [part.attention for part in block.module.modules() if isinstance(part, Attention)]
-    found = ours or [part for part in block.module.modules() if isinstance(part, nn.Softmax)]
-    if len(found) != 1:
+    if (found := find_attention(block.module)) is None:
         raise UserError(
             f"the attention of {type(block.module).__name__} cannot be looked at; allowed: blocks of "
             "mmbivit's backbones and of mmdet.SwinTransformer"
         )
-    return found[0]
+    return found[1]
 
 
 def _of_token(

@@ -5,7 +5,7 @@ from mmbivit.packed import NETWORKS, PackedSwinTransformer
 from mmbivit.registry import MODELS
 
 from .arch import ARCHITECTURES
-from .attention import Attention, WindowAttention
+from .attention import Attention, WindowAttention, find_attention
 from .backbone import Backbone, Block, find_block, find_blocks
 from .classifier import ImageClassifier
 from .layout import TokenLayout, WindowLayout
@@ -30,6 +30,7 @@ __all__ = [
     "TokenLayout",
     "WindowAttention",
     "WindowLayout",
+    "find_attention",
     "find_block",
     "find_blocks",
     "load_checkpoint_file",

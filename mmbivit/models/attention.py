@@ -6,16 +6,19 @@ from torch import Tensor, nn
 
 from mmbivit.binary import Recipe, relative_position_index
 
-__all__ = ["Attention", "WindowAttention"]
+__all__ = ["Attention", "WindowAttention", "find_attention"]
 
 
 class Attention(nn.Module):
-    """Base of attention modules, which says what counts and pictures of them need.
+    """Base of attention modules, which says what counts, pictures and distillation of them need.
 
-    A subclass takes groups of tokens ``(B * groups, n, C)`` first, and has ``attention``, which makes scores
-    ``(*, queries, keys)`` into weights, and ``qkv_quantizer``, which makes queries, keys and values 1 bit.
+    A subclass takes groups of tokens ``(B * groups, n, C)`` first, and has ``num_heads``; ``qkv``, whose output
+    ``(B * groups, n, 3 * C)`` are queries, keys and values, each of all heads; ``qkv_quantizer``, which makes these
+    1 bit; and ``attention``, which makes scores ``(B * groups, num_heads, queries, keys)`` into weights.
     """
 
+    num_heads: int
+    qkv: nn.Module
     attention: nn.Module
     qkv_quantizer: nn.Module
 
@@ -95,3 +98,16 @@ class WindowAttention(Attention):
         if self.head_shortcut is not None:
             x = self.head_shortcut(x, qkv)
         return self.proj_drop(self.proj(x))
+
+
+def find_attention(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """Return the one attention of a block, and the part of it that makes scores into weights; ``None`` without one.
+
+    Args:
+        block: has an :class:`Attention`, or mmdet's of Swin, which has ``num_heads`` and ``qkv`` as well.
+    """
+    ours = [(part, part.attention) for part in block.modules() if isinstance(part, Attention)]
+    found = ours or [
+        (part, part.softmax) for part in block.modules() if isinstance(getattr(part, "softmax", None), nn.Softmax)
+    ]
+    return found[0] if len(found) == 1 else None

@@ -33,7 +33,7 @@ class AllTokens(TokenLayout):
 class GlobalAttention(Attention):
     def __init__(self, channels, heads, recipe):
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads
         self.qkv = recipe.build_linear(channels, 3 * channels)
         self.qkv_quantizer = recipe.build_qkv_quantizer(3 * channels)
         self.attention = recipe.build_attention()
@@ -41,9 +41,9 @@ class GlobalAttention(Attention):
 
     def forward(self, x):
         batch, tokens, channels = x.shape
-        qkv = self.qkv_quantizer(self.qkv(x)).view(batch, tokens, 3, self.heads, -1)
+        qkv = self.qkv_quantizer(self.qkv(x)).view(batch, tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        weights = self.attention(query @ key.transpose(-2, -1) / (channels / self.heads) ** 0.5)
+        weights = self.attention(query @ key.transpose(-2, -1) / (channels / self.num_heads) ** 0.5)
         return self.proj((weights @ value).transpose(1, 2).flatten(2))
 
 
