@@ -1,6 +1,20 @@
 """Distillation of a float teacher: what is compared (taps), losses, and how they enter a model's own losses."""
 
 from .distiller import Distiller, DistillTerm
-from .losses import BlockMSELoss, SoftCrossEntropyLoss
+from .losses import (
+    AttentionRankingLoss,
+    BlockMSELoss,
+    DirectionMatchingLoss,
+    HardCrossEntropyLoss,
+    SoftCrossEntropyLoss,
+)
 
-__all__ = ["BlockMSELoss", "DistillTerm", "Distiller", "SoftCrossEntropyLoss"]
+__all__ = [
+    "AttentionRankingLoss",
+    "BlockMSELoss",
+    "DirectionMatchingLoss",
+    "DistillTerm",
+    "Distiller",
+    "HardCrossEntropyLoss",
+    "SoftCrossEntropyLoss",
+]

@@ -1,7 +1,7 @@
 """Adds distillation losses to a model's own losses, from outside the model."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmbivit.models.observation import observed
 
-from .taps import TAPS
+from .taps import TAPS, Place
 
 __all__ = ["DistillTerm", "Distiller"]
 
@@ -65,10 +65,10 @@ class Distiller:
         terms: Sequence[DistillTerm],
         task_weight: float = 1.0,
     ):
-        modules, teacher_modules = {}, {}
+        places, teacher_places = {}, {}
         for tap in {term.tap: None for term in terms}:
-            for found, all_found in zip(TAPS[tap](model, student, teacher), (modules, teacher_modules), strict=True):
-                all_found.update({(tap, name): module for name, module in found.items()})
+            for found, all_found in zip(TAPS[tap](model, student, teacher), (places, teacher_places), strict=True):
+                all_found.update({(tap, name): place for name, place in found.items()})
         teacher.eval()  # not chained: mmdet's Swin returns None
         teacher.requires_grad_(False)
         outputs: dict[tuple[str, str], Tensor] = {}
@@ -78,7 +78,7 @@ class Distiller:
             watching.close()  # open still where the last forward failed
             outputs.clear()
             if _mode(args, kwargs) == "loss":
-                watching.enter_context(observed(modules, lambda key, _, output: outputs.update({key: output})))
+                watching.enter_context(_watched(places, outputs))
 
         def add_losses(module: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Any]) -> None:
             if _mode(args, kwargs) != "loss":
@@ -86,15 +86,14 @@ class Distiller:
             watching.close()
             features = dict(outputs)
             outputs.clear()  # nothing here may hold their graph
-            for tap, name in modules:
+            for tap, name in places:
                 if (tap, name) not in features or not features[tap, name].requires_grad:
                     raise RuntimeError(
                         f"the output of {name} has no gradient, so it cannot be distilled: does the block use "
                         "reentrant checkpointing, or was the backbone run under no_grad?"
                     )
             targets: dict[tuple[str, str], Tensor] = {}
-            keep = observed(teacher_modules, lambda key, _, output: targets.update({key: output}))
-            with torch.no_grad(), keep:
+            with torch.no_grad(), _watched(teacher_places, targets):
                 teacher(kwargs["inputs"] if "inputs" in kwargs else args[0])
             if task_weight != 1:
                 losses.update({key: _scaled(loss, task_weight) for key, loss in losses.items() if "loss" in key})
@@ -113,6 +112,14 @@ class Distiller:
             handle.remove()
         self._watching.close()
         self._handles = []
+
+
+def _watched(
+    places: Mapping[tuple[str, str], Place], seen: dict[tuple[str, str], Tensor]
+) -> AbstractContextManager[None]:
+    """Note what passes at these places."""
+    modules = {key: place.module for key, place in places.items()}
+    return observed(modules, lambda key, args, output: seen.update({key: places[key].take(args, output)}))
 
 
 def _of(tap: str, outputs: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:

@@ -13,12 +13,21 @@ from torch.nn import functional as F
 from mmbivit.checks import check_choice, check_flag
 from mmbivit.registry import MODELS
 
-__all__ = ["BlockMSELoss", "SoftCrossEntropyLoss"]
+__all__ = [
+    "AttentionRankingLoss",
+    "BlockMSELoss",
+    "DirectionMatchingLoss",
+    "HardCrossEntropyLoss",
+    "SoftCrossEntropyLoss",
+]
 
 
 @MODELS.register_module()
 class BlockMSELoss(nn.Module):
     """``MSE(A_student, A_teacher)`` of block outputs (SI-BiViT, Eq. 9), computed in float32.
+
+    With ``reduction='sum'`` it is BiT's layerwise loss of hidden states, without the term of the embeddings that
+    its code adds.
 
     Args:
         normalize: divide each block's term by the variance of the teacher's output, so that the term has no unit and
@@ -64,3 +73,93 @@ class SoftCrossEntropyLoss(nn.Module):
         """Compare logits ``(B, num_classes)``; returns a scalar."""
         targets = teacher["logits"].float().softmax(dim=1)
         return F.cross_entropy(student["logits"].float(), targets)
+
+
+@MODELS.register_module()
+class HardCrossEntropyLoss(nn.Module):
+    """``-log softmax(s)_y`` with ``y = argmax_c t_c``, the teacher's top class, mean over images, in float32.
+
+    Bi-ViT's loss, which is DeiT's hard distillation, is 0.5 of it and 0.5 of the task loss.
+    """
+
+    tap = "logits"
+    log_name = "loss_distill_hard"
+
+    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Compare logits ``(B, num_classes)``; returns a scalar."""
+        return F.cross_entropy(student["logits"].float(), teacher["logits"].argmax(dim=1))
+
+
+@MODELS.register_module()
+class DirectionMatchingLoss(nn.Module):
+    """``sum over blocks of || S_s / ||S_s|| - S_t / ||S_t|| ||`` (BiBERT), in float32.
+
+    ``S`` are the similarities ``Y Y^T / sqrt(d)`` of the tokens of a group, head by head, where Y are the queries, the
+    keys and the values before they are binarized, with a term for each of the three; or the outputs of blocks
+    themselves. As in the published code, a norm is over the whole batch; its term for the embeddings is left out. The
+    factor ``1 / sqrt(d)`` cancels. What is 0 has the direction 0.
+
+    Args:
+        of: ``'qkv'`` or ``'blocks'``; BiBERT has both, and the logits' soft cross-entropy.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+
+    def __init__(self, of: str = "qkv"):
+        super().__init__()
+        check_choice("of", of, ("qkv", "blocks"))
+        self.tap = of
+        self.log_name = f"loss_distill_direction_{of}"
+
+    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Compare queries, keys and values ``(3, groups, heads, n, d)``, or outputs ``(B, N, C)``; returns a scalar."""
+        differences = (self._directions(values) - self._directions(teacher[name]) for name, values in student.items())
+        return torch.stack([torch.linalg.vector_norm(difference, dim=1).sum() for difference in differences]).sum()
+
+    def _directions(self, values: Tensor) -> Tensor:
+        """Return what is compared of a block as unit vectors, one a row."""
+        values = values.float()
+        if self.tap == "blocks":
+            rows = values.flatten()[None]
+        else:
+            with torch.autocast(values.device.type, enabled=False):
+                rows = (values @ values.transpose(-2, -1)).flatten(1)
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return rows / norm.masked_fill(norm == 0, 1)
+
+
+@MODELS.register_module()
+class AttentionRankingLoss(nn.Module):
+    """``sum_blocks || psi(A_t) - psi(A_s) ||`` with ``psi(A)[n] = A[n] - A[n - 1]`` (Bi-ViT, Eq. 12-13), in float32.
+
+    ``n`` is the query, and the first one follows the last. The paper's weight is 10. A norm is over heads, queries and
+    keys of one group of tokens, and the mean over groups and images is taken, of which the paper says nothing.
+
+    Args:
+        maps: ``'softmax'`` takes as ``A_s`` the softmax of the scores, which the paper calls A (Eq. 1, 2, 9);
+            ``'weights'`` the weights that the student makes of it (``b_A`` there), straight through whose binarization
+            the gradient then goes.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+
+    log_name = "loss_distill_ranking"
+
+    def __init__(self, maps: str = "softmax"):
+        super().__init__()
+        check_choice("maps", maps, ("softmax", "weights"))
+        self.tap = "attention_scores" if maps == "softmax" else "attention_weights"
+
+    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Compare scores or weights ``(groups, heads, queries, keys)``; returns a scalar."""
+        terms = []
+        for name, maps in student.items():
+            difference = self._maps(teacher[name]) - self._maps(maps)  # psi is linear
+            order = difference - difference.roll(1, dims=-2)
+            terms.append(torch.linalg.vector_norm(order.flatten(1), dim=1).mean())
+        return torch.stack(terms).sum()
+
+    def _maps(self, seen: Tensor) -> Tensor:
+        return seen.float().softmax(dim=-1) if self.tap == "attention_scores" else seen.float()

@@ -15,8 +15,8 @@ from mmbivit.analysis.balancing import balancing_factors
 from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
 from mmbivit.checkpoints import load_pretrained
 from mmbivit.deploy import pack
-from mmbivit.distill import BlockMSELoss, Distiller, DistillTerm
-from mmbivit.models import Backbone, BinarySwinTransformer, find_blocks
+from mmbivit.distill import AttentionRankingLoss, BlockMSELoss, DirectionMatchingLoss, Distiller, DistillTerm
+from mmbivit.models import Attention, Backbone, BinarySwinTransformer, find_blocks
 from mmbivit.registry import MODELS
 
 from .test_backbone import ToyBackbone, ToyModel
@@ -174,6 +174,21 @@ def test_its_blocks_are_distilled_from_a_float_one_of_its_kind(cls, recipe):
     assert losses["loss_distill"].isfinite()
     assert (losses["loss_distill"] == 0) == (recipe == "float")
     assert set(model(images(), mode="loss")) == {"loss_task"}
+
+
+@contract
+def test_its_attention_is_distilled_or_refused_by_name(cls, recipe):
+    model, teacher = ToyModel(build(cls, recipe)), build(cls, "float")
+    attends = any(isinstance(module, Attention) for module in teacher.modules())
+    for loss in (DirectionMatchingLoss(), AttentionRankingLoss(), AttentionRankingLoss(maps="weights")):
+        try:
+            distiller = Distiller(model, model.backbone, teacher, [DistillTerm(loss)])
+        except ValueError as error:
+            assert not attends and "attention cannot be looked at" in str(error)
+            continue
+        value = model(images(), mode="loss")[loss.log_name]
+        distiller.remove()
+        assert attends and value.isfinite() and (value == 0) == (recipe == "float")
 
 
 @contract
