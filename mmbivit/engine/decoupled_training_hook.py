@@ -10,8 +10,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
-from mmbivit.checks import UserError, check_flag, check_integer, check_integers, check_keys, check_number
+from mmbivit.checks import UserError, check_choice, check_flag, check_integer, check_integers, check_keys, check_number
 from mmbivit.distill import Distiller, DistillTerm
+from mmbivit.distill.taps import TAPS
 from mmbivit.models import ImageClassifier, find_blocks
 from mmbivit.models.stage import StagedModule
 from mmbivit.registry import HOOKS
@@ -53,8 +54,9 @@ class DecoupledTrainingHook(Hook):
             its blocks must match the student's. To distil logits, of a ``mmbivit.ImageClassifier`` with such a
             backbone. ``None`` trains stage 1 without distillation.
         distill_weight: factor of all distillation losses.
-        distill_loss: config of the loss, :class:`mmbivit.distill.BlockMSELoss` by default; or a list of several. Each
-            may have a ``weight``, 1 by default, and ``stages``, in which it is added, ``(1,)`` by default.
+        distill_loss: config of a loss of :mod:`mmbivit.distill.losses`, ``BlockMSELoss`` by default; or a list of
+            several. Each may have a ``weight``, 1 by default, and the ``stages`` in which it is added, by default
+            ``(1,)``.
         task_weight: factor of the model's own losses where something is distilled; a pair gives that of each stage.
             The published code of SI-BiViT has 0.05 in stage 2.
         reset_lr: set the learning rates back to their initial values before the first iteration of stage 2.
@@ -107,7 +109,9 @@ class DecoupledTrainingHook(Hook):
         for wrapper in optim_wrappers(runner).values():
             for group in wrapper.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # without schedulers nobody else does, nor changes the rate
-        self._enter_stage(runner, self._wanted_stage(runner))
+        stage = self._wanted_stage(runner)
+        self._check_losses_after(runner, stage)
+        self._enter_stage(runner, stage)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Switch to stage 2 when its time has come."""
@@ -169,6 +173,13 @@ class DecoupledTrainingHook(Hook):
         if model.static_graph:
             raise UserError("the graph changes between the stages: set model_wrapper_cfg.static_graph=False")
 
+    def _check_losses_after(self, runner: Runner, stage: int) -> None:
+        """Let distillation that only a later stage starts fail before training, instead of at the switch."""
+        terms = [term for term in self.terms if stage not in term.stages and max(term.stages) > stage]
+        if self.teacher_cfg is not None and terms:
+            self._teacher = build_teacher(self.teacher_cfg)
+            Distiller(unwrapped_model(runner), self._backbone, self._teacher, terms).remove()
+
     def _enter_stage(self, runner: Runner, stage: int) -> None:
         before = self._backbone.stage
         binary_layers, branches = self._backbone.set_stage(stage)
@@ -209,8 +220,8 @@ class DecoupledTrainingHook(Hook):
         if self.teacher_cfg is None or not terms:
             return
         if teacher is None:
-            teacher = build_teacher(self.teacher_cfg).to(next(self._backbone.parameters()).device)
-        self._teacher = teacher
+            teacher = build_teacher(self.teacher_cfg)
+        self._teacher = teacher.to(next(self._backbone.parameters()).device)
         self._distiller = Distiller(
             unwrapped_model(runner), self._backbone, teacher, terms, self.task_weights[stage - 1]
         )
@@ -225,7 +236,8 @@ def build_terms(distill_loss: dict | list[dict] | None, distill_weight: float) -
     """Build the distillation losses of a hook's config.
 
     Raises:
-        ValueError: if one is no config of a loss, a weight or a stage is impossible, or two have one name in the log.
+        ValueError: if one is no config of a loss or compares what no tap takes, a weight or a stage is impossible, or
+            two have one name in the log.
     """
     default = dict(type="mmbivit.BlockMSELoss") if distill_loss is None else distill_loss
     configs = default if isinstance(default, (list, tuple)) else [default]
@@ -239,7 +251,9 @@ def build_terms(distill_loss: dict | list[dict] | None, distill_weight: float) -
         weight, stages = options.pop("weight", 1.0), options.pop("stages", (1,))
         check_number("distill_loss.weight", weight, 0, 1e6)
         check_integers("distill_loss.stages", stages, 1, 2)
-        terms.append(DistillTerm(ROOT_MODELS.build(options), distill_weight * weight, tuple(stages)))
+        term = DistillTerm(ROOT_MODELS.build(options), distill_weight * weight, tuple(stages))
+        check_choice(f"{type(term.loss).__name__}.tap", term.tap, TAPS)
+        terms.append(term)
     names = [term.log_name for term in terms]
     if len(set(names)) < len(names):
         raise UserError(f"distill_loss has losses that the log calls the same: {', '.join(names)}")

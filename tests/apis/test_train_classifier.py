@@ -60,19 +60,37 @@ def test_both_stages_with_a_teacher(config, float_classifier, tmp_path):
     assert (model.head.weight - head).abs().max() < 6 * 1.1e-2
 
 
-def test_logits_of_a_float_classifier_are_distilled_in_both_stages(config, float_classifier, tmp_path):
-    cfg = config(cfg_options=PLAIN)
+def test_a_float_classifier_is_distilled_by_several_losses_in_both_stages(config, float_classifier, tmp_path):
+    cfg = config(cfg_options=PLAIN | {"log_processor.window_size": 1})
     (hook,) = [hook for hook in cfg.custom_hooks if "teacher" in hook]
     backbone = {key: value for key, value in hook.teacher.items() if key != "init_cfg"}
     hook.teacher = dict(
         type="mmbivit.ImageClassifier", num_classes=len(CLASSES), backbone=backbone, init_cfg=hook.teacher.init_cfg
     )
-    hook.distill_loss = [dict(type="mmbivit.BlockMSELoss"), dict(type="mmbivit.SoftCrossEntropyLoss", stages=(1, 2))]
+    hook.distill_loss = [
+        dict(type="mmbivit.BlockMSELoss"),
+        dict(type="mmbivit.SoftCrossEntropyLoss", stages=(1, 2)),
+        dict(type="mmbivit.HardCrossEntropyLoss", stages=(2,), weight=0.5),
+        dict(type="mmbivit.DirectionMatchingLoss"),
+        dict(type="mmbivit.DirectionMatchingLoss", of="blocks", stages=(1, 2)),
+        dict(type="mmbivit.AttentionRankingLoss", stages=(1, 2), weight=10),
+    ]
     train(cfg)
 
     steps = logged(tmp_path / "run", "loss")
-    assert ["loss_distill" in step for step in steps] == [True] * 3 + [False] * 3
-    assert all(step["loss_distill_logits"] > 0 for step in steps)
+    for name, stages in (
+        ("loss_distill", (1,)),
+        ("loss_distill_logits", (1, 2)),
+        ("loss_distill_hard", (2,)),
+        ("loss_distill_direction_qkv", (1,)),
+        ("loss_distill_direction_blocks", (1, 2)),
+        ("loss_distill_ranking", (1, 2)),
+    ):
+        assert [name in step for step in steps] == [stage in stages for stage in (1, 1, 1, 2, 2, 2)], name
+        assert all(step[name] > 0 for step in steps if name in step)
+    for step in steps:
+        parts = sum(value for key, value in step.items() if key.startswith("loss_"))
+        assert step["loss"] == pytest.approx(parts, rel=1e-5)
 
     headless = {k: v for k, v in load(float_classifier)["state_dict"].items() if not k.startswith("head.")}
     torch.save(dict(state_dict=headless), tmp_path / "headless.pth")

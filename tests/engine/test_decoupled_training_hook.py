@@ -423,9 +423,28 @@ def test_a_loss_that_names_stage_2_keeps_the_teacher_beyond_the_switch(tmp_path,
     assert hook_object.task_weights == (1.0, 0.25)
 
 
+def test_a_loss_of_stage_2_is_refused_before_training(tmp_path):
+    arch = ARCH | dict(num_heads=(2, 2))
+    save_teacher(tmp_path / "teacher.pth", arch)
+    teacher = teacher_cfg(tmp_path / "teacher.pth", arch=arch)
+    losses = [dict(type="mmbivit.BlockMSELoss"), dict(type="mmbivit.AttentionRankingLoss", weight=10, stages=(2,))]
+    watch = Watch()
+    runner = make_runner(
+        tmp_path / "run", dict(switch_epoch=1, teacher=teacher, distill_loss=losses), length=2, hooks=[watch]
+    )
+    with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0 has 2 heads in the teacher and 1 in the student"):
+        runner.train()
+    assert not watch.rows
+
+
+class TaplessLoss(LastBlockLoss):
+    tap = "logit"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(distill_loss=dict(type=TaplessLoss)), "TaplessLoss.tap='logit' is unknown; allowed: .*mean 'logits'"),
         (
             dict(distill_loss=[dict(type="mmbivit.BlockMSELoss")] * 2),
             "the log calls the same: loss_distill, loss_distill",
