@@ -10,7 +10,8 @@ param_scheduler = [
 
 # As in the official pipeline all weights and biases decay, the latent weights of binary layers too (SI-BiViT 4.1.2
 # follows it); norms and position biases do not. What only a binary network has is like a norm and does not decay:
-# thresholds, RPReLU and the balancing factor alpha, which decay would pull to plain sign, to ReLU and to no branch.
+# thresholds, learned scales, RPReLU and the balancing factor alpha, which decay would pull to plain sign, to nothing,
+# to ReLU and to no branch.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(
@@ -18,8 +19,8 @@ optim_wrapper = dict(
             "norm": dict(decay_mult=0.0),
             "relative_position_bias_table": dict(decay_mult=0.0),
             "_quantizer.": dict(decay_mult=0.0),
-            "mlp.act": dict(decay_mult=0.0),
-            "si.act": dict(decay_mult=0.0),
+            "attn.attention.": dict(decay_mult=0.0),
+            ".act.": dict(decay_mult=0.0),
             "si.alpha": dict(decay_mult=0.0),
         }
     ),
