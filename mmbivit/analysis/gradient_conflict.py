@@ -116,8 +116,8 @@ def gradient_conflict(
         terms: the distillation losses; their weights are factors of all results.
 
     Raises:
-        ValueError: if the model has no branch that gets a gradient, is in stage 1, or does not fit the teacher; and if
-            a gradient is no number.
+        ValueError: if the model has no branch that gets a gradient, is not in its last stage, or does not fit the
+            teacher; and if a gradient is no number.
     """
     backbone = find_staged_backbone(model)
     weights = _branch_weights(backbone)
@@ -141,9 +141,10 @@ def gradient_conflict(
 
 def _branch_weights(backbone: StagedModule) -> dict[tuple[str, str], nn.Parameter]:
     """Return the trainable weights of the spatial interaction branches by block and name."""
-    if backbone.stage == 1:
+    if backbone.stage != backbone.last_stage:
         raise UserError(
-            "the model is in training stage 1, where spatial interaction is idle; give a checkpoint of stage 2"
+            f"the model is in training stage {backbone.stage}, where it is not all binary; "
+            f"give a checkpoint of stage {backbone.last_stage}"
         )
     branches = {
         name: module

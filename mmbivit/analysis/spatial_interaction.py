@@ -104,7 +104,7 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
 
     Raises:
         ValueError: for an impossible shape, and for a network without SIC: one without our blocks, with float attention
-            or float token mixing, or in training stage 1.
+            or float token mixing, or not in its last training stage.
     """
     check_integers("input_shape", input_shape, 1, 100_000)
     if len(input_shape) != 3:
@@ -138,10 +138,10 @@ def _check_binary(backbone: nn.Module, parts: dict[tuple[str, str], Attention | 
             f"{type(backbone).__name__} has no spatial interaction capability (Eq. 6): it is defined for binary "
             "attention, such as mmbivit.BinarySwinTransformer's"
         )
-    if isinstance(backbone, StagedModule) and backbone.stage == 1:
+    if isinstance(backbone, StagedModule) and backbone.stage != backbone.last_stage:
         raise UserError(
-            "the network is in training stage 1, where spatial interaction is idle or attention float; "
-            "give one of stage 2"
+            f"the network is in training stage {backbone.stage}, where it is not all binary; "
+            f"give one of stage {backbone.last_stage}"
         )
     for (block, _), part in parts.items():
         if isinstance(part, Attention):

@@ -23,7 +23,7 @@ __all__ = [
     "value_at",
 ]
 
-STAGE_KEY = "training_stage"  # of a backbone of ours, float ones too: the buffer that says 1 or 2
+STAGE_KEY = "training_stage"  # buffer of a backbone of ours, float ones too: 2 in the last stage, less before
 # Keys of a backbone of ours that no float one has: those of quantizers, whatever these call their tensors, and others.
 # Of files without a network to ask; where there is one, see binary_keys.
 BINARY_ONLY = re.compile(
@@ -70,7 +70,7 @@ def binary_keys(network: nn.Module) -> list[str]:
     if not any(isinstance(part, Quantizer) for part in parts.values()):
         return []
     kinds = (Quantizer, RPReLU, HeadShortcut)
-    names = [name for name, part in parts.items() if isinstance(part, kinds) or hasattr(part, "active_stages")]
+    names = [name for name, part in parts.items() if isinstance(part, kinds) or hasattr(part, "active")]
     names += [f"{name}.norm" for name, part in parts.items() if isinstance(part, ResidualBinaryLinear)]
     whole = _prefixes(names)
     norms = {name: part for name, part in parts.items() if isinstance(part, nn.modules.batchnorm._BatchNorm)}

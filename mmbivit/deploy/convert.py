@@ -15,16 +15,16 @@ def pack(model: nn.Module) -> nn.Module:
     """Turn a trained network into one that computes with bits.
 
     Args:
-        model: of a class that has a packer, such as a ``mmbivit.BinarySwinTransformer`` in stage 2; or a classifier or
-            detector whose ``backbone`` is one. It is not changed.
+        model: of a class that has a packer, such as a ``mmbivit.BinarySwinTransformer`` in its last training stage;
+            or a classifier or detector whose ``backbone`` is one. It is not changed.
 
     Returns:
         The packed network, such as a :class:`PackedSwinTransformer`; or a copy of the classifier or detector with it,
         in evaluation.
 
     Raises:
-        ValueError: if the backbone is in training stage 1, or has a part that is not binary or unknown; the message
-            names the module.
+        ValueError: if the backbone is in an earlier training stage, or has a part that is not binary or unknown; the
+            message names the module.
     """
     from . import packers  # noqa: F401  it fills PACKERS, and needs MMEngine, which a packed file of a backbone does not
 

@@ -59,12 +59,12 @@ def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
     """Return the signs of a layer's weights ``(N, K)`` (booleans), its scales and its biases ``(N,)``, float64.
 
     Raises:
-        ValueError: if its weights or inputs are float now, as in training stage 1, or its weights do not fold.
+        ValueError: if its weights or inputs are float now, as in an earlier training stage, or its weights do not fold.
     """
     if layer.weight_bits != 1 or layer.input_bits != 1:
         raise UserError(
-            f"has {layer.weight_bits}-bit weights and {layer.input_bits}-bit inputs, which belong to training stage 1; "
-            "train on to stage 2, then pack"
+            f"has {layer.weight_bits}-bit weights and {layer.input_bits}-bit inputs, which belong to an earlier "
+            "training stage; train on to the last, then pack"
         )
     signs, scale = layer.weight_quantizer.fold(layer.weight)
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()

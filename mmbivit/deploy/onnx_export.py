@@ -78,7 +78,7 @@ def write_onnx(
     ``(B, C_i, H_i, W_i)``.
 
     Args:
-        network: a :class:`mmbivit.models.Backbone` in stage 2, or a classifier with one. It is not changed.
+        network: a :class:`mmbivit.models.Backbone` in its last stage, or a classifier with one. It is not changed.
         out: file to write, ending in ``.onnx``; it is replaced if it exists.
         size: height and width of the images in pixels, fixed in the file.
         batch_size: images per run, fixed in the file; ``None`` for any number.
@@ -89,8 +89,8 @@ def write_onnx(
 
     Raises:
         OSError: if ``out`` cannot be written.
-        ValueError: if a package is missing, an argument has no sense, the network is another one or in stage 1, or the
-            outputs differ from torch's; nothing is written then.
+        ValueError: if a package is missing, an argument has no sense, the network is another one or not in its last
+            stage, or the outputs differ from torch's; nothing is written then.
     """
     check_options(out, size, batch_size, check)
     backbone = getattr(network, "backbone", network)
@@ -98,10 +98,10 @@ def write_onnx(
         raise UserError(
             f"{type(backbone).__name__} cannot be exported; only backbones of mmbivit and their classifiers"
         )
-    if backbone.stage != 2:
+    if backbone.stage != backbone.last_stage:
         raise UserError(
-            f"{type(backbone).__name__} is in training stage 1, where it is not all binary; train on to stage 2, then "
-            "export"
+            f"{type(backbone).__name__} is in training stage {backbone.stage}, where it is not all binary; train on to "
+            f"stage {backbone.last_stage}, then export"
         )
     if (stride := backbone.strides[0]) > min(size):
         raise UserError(f"--size {size[0]} {size[1]} is less than a patch of {stride} x {stride} pixels")
@@ -132,7 +132,7 @@ def check_options(out: str | Path, size: tuple[int, int], batch_size: int | None
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """Copy a network of stage 2 without what only training needs: binary layers become a comparison and a linear layer.
+    """Copy a trained network without what only training needs: binary layers become a comparison and a linear layer.
 
     Weights are binarized once, in the copy. It computes exactly the same.
 

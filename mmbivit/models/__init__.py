@@ -12,7 +12,7 @@ from .layout import TokenLayout, WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
 from .observation import observed
 from .preprocessor import ClassificationPreprocessor
-from .stage import StagedModule
+from .stage import StagedModule, TrainingStage
 from .swin import BinarySwinTransformer
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "SpatialInteraction",
     "StagedModule",
     "TokenLayout",
+    "TrainingStage",
     "WindowAttention",
     "WindowLayout",
     "find_attention",

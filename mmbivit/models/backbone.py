@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_key_mapping
-from mmbivit.checks import UserError, check_choice, check_flag, did_you_mean
+from mmbivit.checks import UserError, check_flag, did_you_mean
 
 from .arch import check_indices, check_init_cfg
 from .layout import TokenLayout, WindowLayout, norm_tokens
-from .stage import STAGE1_MODES, StagedModule
+from .stage import StagedModule, training_plan
 
 __all__ = ["Backbone", "Block", "find_block", "find_blocks"]
 
@@ -46,7 +46,7 @@ class Block:
 
 
 class Backbone(StagedModule, BaseModule):
-    """Base of backbones that are trained in two stages; a network adds its parts and its forward.
+    """Base of backbones that are trained in stages; a network adds its parts and its forward.
 
     A subclass builds, after ``super().__init__``,
 
@@ -62,11 +62,13 @@ class Backbone(StagedModule, BaseModule):
     Args:
         num_stages: how many stages there will be.
         out_indices: stages whose normalised output is returned.
-        stage1: what is binary in training stage 1, ``'activations'``, ``'weights'`` or ``'all'``.
+        stage1: what is binary in training stage 1 of two, ``'activations'`` (by default), ``'weights'`` or ``'all'``.
         frozen_stages: freeze the patch embedding (0) and the first stages (1, 2, ...); -1 for none.
         norm_eval: keep the running statistics of BatchNorm fixed in training.
         convert_weights: accept the key names of other implementations on load; otherwise only our own.
         init_cfg: ``dict(type='Pretrained', checkpoint=file, URL or timm://NAME, prefix='backbone.')`` or ``None``.
+        training_stages: any other plan, in place of ``stage1``: the arguments of a :class:`TrainingStage` for each
+            training stage but the last.
 
     Raises:
         ValueError: for a setting of the wrong type or out of range.
@@ -81,20 +83,20 @@ class Backbone(StagedModule, BaseModule):
         self,
         num_stages: int,
         out_indices: Sequence[int],
-        stage1: str,
+        stage1: str | None,
         frozen_stages: int,
         norm_eval: bool,
         convert_weights: bool,
         init_cfg: dict | None,
+        training_stages: Sequence[dict] | None = None,
     ):
         check_init_cfg(init_cfg)
         super().__init__(init_cfg=init_cfg)
         check_indices(out_indices, frozen_stages, num_stages)
-        check_choice("stage1", stage1, STAGE1_MODES)
+        self.training_plan = training_plan(stage1, training_stages)
         check_flag("norm_eval", norm_eval)
         check_flag("convert_weights", convert_weights)
         self.out_indices = tuple(out_indices)
-        self.stage1 = stage1
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.convert_weights = convert_weights
@@ -106,9 +108,9 @@ class Backbone(StagedModule, BaseModule):
         self.absolute_pos_embed = nn.Parameter(torch.zeros(1, hw_shape[0] * hw_shape[1], channels))
 
     def _finish_init(self) -> None:
-        """Initialise, enter stage 2 and freeze; call at the end of ``__init__``, when all layers exist."""
+        """Initialise, enter the last stage and freeze; call at the end of ``__init__``, when all layers exist."""
         self._init_linear_layers()
-        self._init_stage(self.stage1)
+        self._init_stage(self.training_plan)
         register_key_mapping(self, self.weight_names, convert_foreign=self.convert_weights)
         self._freeze_stages()
 

@@ -52,8 +52,6 @@ class SpatialInteraction(nn.Module):
     Shape: ``(B * groups, n, C) -> (B * groups, n, C)``.
     """
 
-    active_stages = (2,)  # of training; in the other it idles
-
     def __init__(
         self,
         embed_dims: int,
@@ -77,7 +75,7 @@ class SpatialInteraction(nn.Module):
                 if isinstance(layer, BinaryLinear):
                     layer.input_quantizer = TransposedQuantizer(recipe.build_input_quantizer(embed_dims, place))
         self.alpha = nn.Parameter(torch.full((embed_dims,), float(alpha_init)))
-        self.active = True
+        self.active = True  # a training stage may let it idle
 
     def forward(self, groups: Tensor) -> Tensor:
         mixed = self.fc2(self.act(self.fc1(groups.transpose(1, 2))))

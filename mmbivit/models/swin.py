@@ -167,8 +167,8 @@ class BinarySwinTransformer(Backbone):
             ``'grid'`` mixes the whole feature map of an image of ``pretrain_img_size``, and tiles of that size of any
             other, as the operation counts of the paper have it. ``alpha_init`` and ``per``: see
             :class:`mmbivit.models.SpatialInteraction`.
-        stage1: what is binary in training stage 1, ``'activations'`` (the method), ``'weights'`` (the paper's
-            baseline) or ``'all'``, spatial interaction included (a control).
+        stage1: what is binary in training stage 1 of two, ``'activations'`` (the method, by default), ``'weights'``
+            (the paper's baseline) or ``'all'``, spatial interaction included (a control).
         mlp_ratio: hidden width of the MLP over channels; the paper takes 3 with spatial interaction, 4 without.
         pretrain_img_size: image size in pixels that ``use_abs_pos_embed`` is made for, to which other sizes are
             interpolated, and whose feature maps ``spatial_interaction`` mixes with ``axis='grid'``.
@@ -192,6 +192,10 @@ class BinarySwinTransformer(Backbone):
         mask_padding: never attend to the tokens that pad a feature map to whole windows. ``None`` for True, but False
             with ``recipe='float'``: float Swin as released attends to them.
         downsample: linear layers of patch merging, ``'binary'`` or ``'float'``; ``None`` for what the recipe has.
+        training_stages: a plan of training in place of ``stage1``, such as
+            ``[dict(activations=True, weights=['attn']), dict(activations=True, weights=['attn', 'mlp'])]``: what is
+            binary in each stage but the last, see :class:`mmbivit.models.TrainingStage`. In the last one all is, and
+            spatial interaction is awake.
         init_cfg: ``dict(type='Pretrained', checkpoint=file, URL or timm://NAME, prefix='backbone.')`` or ``None``.
 
     Shape: images ``(B, in_channels, H, W)`` -> tuple of ``(B, C * 2**i, ceil(H / (4 * 2**i)), ...)`` for ``i`` in
@@ -210,7 +214,7 @@ class BinarySwinTransformer(Backbone):
         arch: str | dict = "tiny",
         recipe: str | dict | Recipe = "sibivit",
         spatial_interaction: dict | None = None,
-        stage1: str = "activations",
+        stage1: str | None = None,
         mlp_ratio: float = 4,
         pretrain_img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
@@ -231,10 +235,13 @@ class BinarySwinTransformer(Backbone):
         norm_eval: bool = False,
         mask_padding: bool | None = None,
         downsample: str | None = None,
+        training_stages: Sequence[dict] | None = None,
         init_cfg: dict | None = None,
     ):
         embed_dims, depths, num_heads = check_arch(arch)
-        super().__init__(len(depths), out_indices, stage1, frozen_stages, norm_eval, convert_weights, init_cfg)
+        super().__init__(
+            len(depths), out_indices, stage1, frozen_stages, norm_eval, convert_weights, init_cfg, training_stages
+        )
         recipe, mask_padding, downsample = check_recipe(recipe, mask_padding, downsample)
         mixing = check_spatial_interaction(spatial_interaction)
         check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, window_size=window_size)

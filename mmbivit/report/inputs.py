@@ -30,7 +30,7 @@ __all__ = ["load_images", "load_stage2_model", "load_teacher", "pixels_of", "tra
 def load_stage2_model(
     config: str | Path, checkpoint: str | Path, data_root: str | None = None
 ) -> tuple[Config, nn.Module]:
-    """Load a config and its model with the weights of a checkpoint from stage 2, in evaluation mode.
+    """Load a config and its model with the weights of a checkpoint from the last stage, in evaluation mode.
 
     Args:
         config: the config file of a detector or classifier with a binary backbone.
@@ -39,17 +39,18 @@ def load_stage2_model(
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if the backbone is not of two stages, or the checkpoint packed, of stage 1 or of another model.
+        ValueError: if the backbone has no stages, or the checkpoint is packed, of an earlier stage or of another model.
     """
     refuse_packed_file(checkpoint)
     cfg = load_config(config)
     if data_root is not None:
         set_data_root(cfg, data_root)
     model = load_trained_model(cfg, checkpoint)
-    if find_staged_backbone(model).stage == 1:
+    backbone = find_staged_backbone(model)
+    if backbone.stage != backbone.last_stage:
         raise UserError(
-            f"{checkpoint} is of training stage 1, where weights are float and spatial interaction is idle; "
-            "give a checkpoint of stage 2"
+            f"{checkpoint} is of training stage {backbone.stage}, where the network is not all binary; "
+            f"give a checkpoint of stage {backbone.last_stage}"
         )
     return cfg, model
 

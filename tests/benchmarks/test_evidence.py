@@ -71,7 +71,7 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
         fresh = key == "two_stages_fresh" or key.startswith("distil") or (detector and "plain" not in key)
         assert [hook.get("reset_optimizer", False) for hook in hooks] == [fresh] * len(hooks)
         assert [bool(hook.teacher) for hook in hooks] == [key not in ("two_cycles", "distil_nothing")] * len(hooks)
-        assert model.backbone.stage1 == ("all" if key == "two_cycles" else "activations")
+        assert model.backbone.training_plan[0].weights == (key == "two_cycles")
         assert cfg.optim_wrapper.get("paramwise_cfg") == (
             dict(custom_keys={"si.alpha": dict(lr_mult=0.0)}) if key == "frozen_alpha" else None
         )

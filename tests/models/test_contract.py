@@ -92,8 +92,7 @@ def test_gradients_reach_what_is_trained_and_are_finite(cls, recipe, stage):
     idle = tuple(
         f"{name}."
         for name, module in network.named_modules()
-        if (name and stage not in getattr(module, "active_stages", (1, 2)))
-        or (isinstance(module, Quantizer) and not module.binarize)
+        if not getattr(module, "active", True) or (isinstance(module, Quantizer) and not module.binarize)
     )
     for name, parameter in network.named_parameters():
         if name.startswith(idle):

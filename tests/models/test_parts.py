@@ -8,7 +8,7 @@ from mmbivit.analysis import complexity, model_size
 from mmbivit.binary import RECIPES, ActivationQuantizer, BinaryLinear, Recipe, WeightQuantizer, sign_ste
 from mmbivit.deploy import pack
 from mmbivit.models import BinarySwinTransformer
-from mmbivit.models.stage import StagedModule
+from mmbivit.models.stage import StagedModule, training_plan
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
 
@@ -85,17 +85,17 @@ def test_what_does_not_fold_is_refused_by_name(toy, monkeypatch):
 
 def test_a_stage_switches_what_says_so_and_nothing_else():
     class Branch(nn.Module):
-        active_stages = (1,)
+        active = True
 
     class Network(StagedModule):
         def __init__(self):
             super().__init__()
             self.branch, self.sign, self.other = Branch(), ScaledSign(4), nn.Identity()
-            self._init_stage("weights")
+            self._init_stage(training_plan("weights", None))
 
     network = Network()
-    assert network.set_stage(1) == (0, 1) and network.branch.active and not network.sign.binarize
-    assert network.set_stage(2) == (0, 0) and not network.branch.active and network.sign.binarize
+    assert network.set_stage(1) == (0, 0) and not network.branch.active and not network.sign.binarize
+    assert network.set_stage(2) == (0, 1) and network.branch.active and network.sign.binarize
     assert not hasattr(network.other, "active")
 
 

@@ -85,7 +85,7 @@ def test_linear_refuses_stage_1_and_other_activations():
     with pytest.raises(ValueError, match="act is GELU"):
         pack_linear(layer, act=nn.GELU())
     layer.binarize_weight = False
-    with pytest.raises(ValueError, match="32-bit weights and 1-bit inputs, which belong to training stage 1"):
+    with pytest.raises(ValueError, match="32-bit weights and 1-bit inputs, which belong to an earlier training stage"):
         pack_linear(layer)
 
 

@@ -56,7 +56,7 @@ def test_stage_1_is_refused(configs, detector, tmp_path):
     with pytest.raises(ValueError) as error:
         load_stage2_model(configs["binary"], tmp_path / "stage1.pth")
     assert str(error.value) == (
-        f"{tmp_path / 'stage1.pth'} is of training stage 1, where weights are float and spatial interaction is idle; "
+        f"{tmp_path / 'stage1.pth'} is of training stage 1, where the network is not all binary; "
         "give a checkpoint of stage 2"
     )
 

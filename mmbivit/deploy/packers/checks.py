@@ -29,15 +29,17 @@ def expect(module: nn.Module, name: str, *types: type) -> None:
 
 
 def check_backbone(backbone: Backbone, known: tuple[type, ...]) -> None:
-    """Raise a ValueError for a backbone in stage 1, and for modules that packing would leave out silently.
+    """Raise a ValueError for a backbone in an earlier stage, and for modules that packing would leave out silently.
 
     Args:
         backbone: what is to be packed.
         known: the classes of modules that its packer packs, or may leave out in evaluation.
     """
     kind = type(backbone).__name__
-    if backbone.stage != 2:
-        raise UserError(f"{kind} is in training stage {backbone.stage}; train on to stage 2, then pack")
+    if backbone.stage != backbone.last_stage:
+        raise UserError(
+            f"{kind} is in training stage {backbone.stage}; train on to stage {backbone.last_stage}, then pack"
+        )
     if not any(isinstance(module, BinaryLinear) for module in backbone.modules()):
         raise UserError(f"{kind} has no binary layer; pack() takes a binary recipe")
     for name, module in backbone.named_modules():

@@ -27,7 +27,7 @@ def pack_linear(
         act: activation function of the output.
 
     Raises:
-        ValueError: for a layer in training stage 1, or a norm or activation that cannot be folded.
+        ValueError: for a layer of an earlier training stage, or a norm or activation that cannot be folded.
     """
     if act is not None and type(act) is not RPReLU:
         raise UserError(f"act is {type(act).__name__}; a packed layer with float output knows RPReLU only")

@@ -174,7 +174,7 @@ def _si_tensors(si: nn.Module, name: str, layer_norm: bool) -> dict[str, Tensor]
     expect(si.fc1, f"{name}.fc1", BinaryLinear)
     expect(si.fc2, f"{name}.fc2", BinaryLinear)
     if not si.active:
-        raise UserError(f"{name} is idle, as in training stage 1; train on to stage 2, then pack")
+        raise UserError(f"{name} is idle, as in an earlier training stage; train on to the last, then pack")
     with named(f"{name}.norm"):
         affine = torch.stack(norm_affine(si.norm, len(si.alpha), layer_norm))
     with named(f"{name}.fc1"):
