@@ -49,7 +49,7 @@ def test_an_iteration_in_each_stage_and_an_evaluation(tmp_path):
     assert all(line["loss_mask"] > 0 and line["loss_bbox"] >= 0 for line in losses)
     assert "coco/segm_mAP_50" in lines[-1] and "coco/bbox_mAP" in lines[-1]
     # 12 blocks of 6 binary layers and three patch mergings
-    assert "75 layers have binary weights now, 12 spatial interaction branches woke up, teacher freed" in (
+    assert "75 layers have binary weights now, 12 spatial interaction branches are awake, teacher freed" in (
         result.stdout + result.stderr
     )
     saved = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=False)["state_dict"]

@@ -45,7 +45,7 @@ class TrainingLog:
         validation: metrics; one whose name is also in ``train`` begins with ``val/``.
         flips: ``sign_flips`` and ``sign_flips/<layer>`` of :class:`mmbivit.SignFlipsHook`, from 0 to 1.
         epoch_length: iterations of an epoch; ``None`` where the log does not tell, as that of a run by iterations.
-        switch: iterations of training stage 1; ``None`` where training has no stages.
+        switches: iterations before each training stage but the first; empty where training has no stages.
     """
 
     work_dir: Path
@@ -53,7 +53,7 @@ class TrainingLog:
     validation: dict[str, Series]
     flips: dict[str, Series]
     epoch_length: int | None
-    switch: int | None
+    switches: tuple[int, ...]
 
     @property
     def last_step(self) -> int:
@@ -104,7 +104,7 @@ def read_training_log(work_dir: str | Path) -> TrainingLog:
     if not (train or flips or metrics):
         raise UserError(f"the logs in work dir {work_dir} have no entry yet")
     validation = {f"val/{key}" if key in train else key: series for key, series in metrics.items()}
-    return TrainingLog(work_dir, train, validation, flips, epoch_length, _switch(work_dir, list(logs), epoch_length))
+    return TrainingLog(work_dir, train, validation, flips, epoch_length, _switches(work_dir, list(logs), epoch_length))
 
 
 def read_runs(work_dir: Path) -> dict[Path, list[Entry]]:
@@ -180,16 +180,19 @@ def _collect(entries: Iterable[tuple[int, Entry]], leave_out: Sequence[str] = ()
     }
 
 
-def _switch(work_dir: Path, logs: Sequence[Path], epoch_length: int | None) -> int | None:
-    """Return the iterations of stage 1 by the config that MMEngine wrote for the newest run, if it has stages."""
+def _switches(work_dir: Path, logs: Sequence[Path], epoch_length: int | None) -> tuple[int, ...]:
+    """Return when stages begin by the config that MMEngine wrote for the newest run; nothing if it has none."""
     newest_first = sorted(work_dir.glob("*.py"), key=lambda file: file.stat().st_mtime, reverse=True)
     candidates = [logs[-1].with_name("config.py"), *newest_first]
     config = next((file for file in candidates if file.is_file() and file.read_text().strip()), None)
     for hook in _custom_hooks(config) if config else []:
         if str(hook.get("type")).endswith("DecoupledTrainingHook"):
-            epochs = hook.get("switch_epoch")
-            return epochs * epoch_length if epochs and epoch_length else hook.get("switch_iter")
-    return None
+            switches, length = hook.get("switch_epoch"), epoch_length
+            if switches is None:
+                switches, length = hook.get("switch_iter"), 1
+            switches = switches if isinstance(switches, (list, tuple)) else [switches]
+            return tuple(switch * length for switch in switches) if length else ()
+    return ()
 
 
 def _custom_hooks(config: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
-"""The decoupled training strategy (SI-BiViT 3.3.2, Alg. 1) as a hook."""
+"""Training in stages, such as the decoupled training strategy (SI-BiViT 3.3.2, Alg. 1), as a hook."""
 
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
@@ -23,7 +26,7 @@ __all__ = ["DecoupledTrainingHook", "build_teacher", "build_terms", "find_staged
 
 
 def find_staged_backbone(model: nn.Module) -> StagedModule:
-    """Return the one two-stage backbone of a model.
+    """Return the one backbone of a model that is trained in stages.
 
     Raises:
         ValueError: if there is none, or more than one.
@@ -31,7 +34,7 @@ def find_staged_backbone(model: nn.Module) -> StagedModule:
     found = [module for module in model.modules() if isinstance(module, StagedModule)]
     if len(found) != 1:
         raise UserError(
-            f"two-stage training needs a model with exactly one backbone such as mmbivit.BinarySwinTransformer, "
+            f"training in stages needs a model with exactly one backbone such as mmbivit.BinarySwinTransformer, "
             f"{type(model).__name__} has {len(found)}"
         )
     return found[0]
@@ -39,17 +42,20 @@ def find_staged_backbone(model: nn.Module) -> StagedModule:
 
 @HOOKS.register_module()
 class DecoupledTrainingHook(Hook):
-    """Trains a binary backbone in two stages: distil with float weights, then go fully binary with the SI branch.
+    """Trains a binary backbone in stages, by default two: distil with float weights, then go fully binary with SI.
 
     Stage 1: binary activations, float weights, the SI branch idle; the block outputs of a float teacher are distilled
     (Eq. 9) and logged as ``loss_distill``. Stage 2: binary weights, the SI branch active, task loss only; teacher and
-    distillation are gone, unless a distillation loss names stage 2. The stage follows from the current epoch or
-    iteration alone, so a resumed run is in the right one. A copy of the model kept by EMA is switched along, and
-    the best score of ``CheckpointHook(save_best=...)`` is forgotten at the switch.
+    distillation are gone, unless a distillation loss names stage 2. What is binary in a stage, and how many there are,
+    says the backbone (``stage1`` or ``training_stages``). The stage follows from the current epoch or iteration alone,
+    so a resumed run is in the right one. A copy of the model kept by EMA is switched along, and the best score of
+    ``CheckpointHook(save_best=...)`` is forgotten at each switch.
 
     Args:
-        switch_epoch: first epoch of stage 2, in ``[1, max_epochs)``; needs an epoch-based loop.
-        switch_iter: first iteration of stage 2, in ``[1, max_iters)``; for any loop. Give exactly one of the two.
+        switch_epoch: first epoch of stage 2, in ``[1, max_epochs)``; needs an epoch-based loop. A rising list of the
+            first epochs of stage 2, 3 and so on for a backbone with more stages.
+        switch_iter: first iteration of stage 2, in ``[1, max_iters)``, or such a list; for any loop. Give exactly one
+            of the two.
         teacher: config of the float backbone, with ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``;
             its blocks must match the student's. To distil logits, of a ``mmbivit.ImageClassifier`` with such a
             backbone. ``None`` trains stage 1 without distillation.
@@ -57,11 +63,11 @@ class DecoupledTrainingHook(Hook):
         distill_loss: config of a loss of :mod:`mmbivit.distill.losses`, ``BlockMSELoss`` by default; or a list of
             several. Each may have a ``weight``, 1 by default, and the ``stages`` in which it is added, by default
             ``(1,)``.
-        task_weight: factor of the model's own losses where something is distilled; a pair gives that of each stage.
+        task_weight: factor of the model's own losses where something is distilled; a list gives that of each stage.
             The published code of SI-BiViT has 0.05 in stage 2.
-        reset_lr: set the learning rates back to their initial values before the first iteration of stage 2.
-            Schedulers that begin at the switch start from there; MMEngine's multiply what they find.
-        reset_optimizer: forget at the switch what the optimizer remembers of gradients. Those of float weights are
+        reset_lr: set the learning rates back to their initial values before the first iteration after each switch.
+            Schedulers that begin at a switch start from there; MMEngine's multiply what they find.
+        reset_optimizer: forget at each switch what the optimizer remembers of gradients. Those of float weights are
             ``1 / theta`` times as large as those of binary ones (Eq. 4), and Adam's mean of their squares would keep
             the steps of stage 2 as much smaller, for about ``1 / (1 - beta2)`` iterations.
 
@@ -73,29 +79,28 @@ class DecoupledTrainingHook(Hook):
 
     def __init__(
         self,
-        switch_epoch: int | None = None,
-        switch_iter: int | None = None,
+        switch_epoch: int | list[int] | None = None,
+        switch_iter: int | list[int] | None = None,
         teacher: dict | None = None,
         distill_weight: float = 1.0,
         distill_loss: dict | list[dict] | None = None,
-        task_weight: float | tuple[float, float] = 1.0,
+        task_weight: float | Sequence[float] = 1.0,
         reset_lr: bool = False,
         reset_optimizer: bool = False,
     ):
         if (switch_epoch is None) == (switch_iter is None):
             raise UserError("give exactly one of switch_epoch and switch_iter")
-        name, switch = ("switch_epoch", switch_epoch) if switch_iter is None else ("switch_iter", switch_iter)
-        check_integer(name, switch, 1)
+        self.switch_by = "switch_epoch" if switch_iter is None else "switch_iter"
+        self.switches = _check_switches(self.switch_by, switch_epoch if switch_iter is None else switch_iter)
+        stages = len(self.switches) + 1
         check_number("distill_weight", distill_weight, 0, 1e6)
         check_flag("reset_lr", reset_lr)
         check_flag("reset_optimizer", reset_optimizer)
         if teacher is not None:
             _check_teacher(teacher)
-        self.task_weights = _check_task_weight(task_weight)
-        self.switch_epoch = switch_epoch
-        self.switch_iter = switch_iter
+        self.task_weights = _check_task_weight(task_weight, stages)
         self.teacher_cfg = copy.deepcopy(teacher)
-        self.terms = build_terms(distill_loss, distill_weight)
+        self.terms = build_terms(distill_loss, distill_weight, stages)
         self.reset_lr = reset_lr
         self.reset_optimizer = reset_optimizer
         self._teacher: nn.Module | None = None
@@ -103,9 +108,9 @@ class DecoupledTrainingHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the settings, then bring model and distillation into the stage where training starts or resumes."""
-        self._check_switch(runner)
-        self._check_wrapper(runner)
         self._backbone = find_staged_backbone(unwrapped_model(runner))
+        self._check_switches(runner)
+        self._check_wrapper(runner)
         for wrapper in optim_wrappers(runner).values():
             for group in wrapper.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # without schedulers nobody else does, nor changes the rate
@@ -114,46 +119,46 @@ class DecoupledTrainingHook(Hook):
         self._enter_stage(runner, stage)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Switch to stage 2 when its time has come."""
+        """Switch to the next stage when its time has come."""
         if self._wanted_stage(runner) != self._backbone.stage:
             self._enter_stage(runner, self._wanted_stage(runner))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Reset the learning rates after the last iteration of stage 1.
+        """Reset the learning rates after the last iteration before a switch.
 
         This runs before schedulers step and checkpoints are written, so a resumed run has the same rates.
         """
-        if self.reset_lr and runner.iter + 1 == self._switch_iter(runner):
+        if self.reset_lr and runner.iter + 1 in self._switch_iters(runner):
             for wrapper in optim_wrappers(runner).values():
                 for group in wrapper.param_groups:
                     group["lr"] = group["initial_lr"]
 
     def after_train(self, runner: Runner) -> None:
-        """Remove what distillation left on the model, if training ended in stage 1."""
+        """Remove what distillation left on the model, if training ended in a stage that distils."""
         self._stop_distillation()
 
-    def _switch_iter(self, runner: Runner) -> int:
-        if self.switch_iter is not None:
-            return self.switch_iter
-        return self.switch_epoch * len(runner.train_dataloader)
+    def _switch_iters(self, runner: Runner) -> list[int]:
+        length = len(runner.train_dataloader) if self.switch_by == "switch_epoch" else 1
+        return [switch * length for switch in self.switches]
 
     def _wanted_stage(self, runner: Runner) -> int:
-        return 1 if runner.iter < self._switch_iter(runner) else 2
+        return 1 + sum(switch <= runner.iter for switch in self._switch_iters(runner))
 
-    def _check_switch(self, runner: Runner) -> None:
-        epoch_based = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if self.switch_epoch is not None and not epoch_based:
+    def _check_switches(self, runner: Runner) -> None:
+        by_epoch = self.switch_by == "switch_epoch"
+        given = f"{self.switch_by}={', '.join(map(str, self.switches))}"
+        if by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise UserError(
-                f"switch_epoch={self.switch_epoch} needs an epoch-based loop; "
-                f"with {type(runner.train_loop).__name__} give switch_iter"
+                f"{given} needs an epoch-based loop; with {type(runner.train_loop).__name__} give switch_iter"
             )
-        name, value, end = (
-            ("switch_iter", self.switch_iter, runner.max_iters)
-            if self.switch_iter is not None
-            else ("switch_epoch", self.switch_epoch, runner.max_epochs)
-        )
-        if not 1 <= value < end:
-            raise UserError(f"{name}={value} leaves one of the two stages empty; allowed: 1 to {end - 1}")
+        end = runner.max_epochs if by_epoch else runner.max_iters
+        if self.switches[-1] >= end:
+            raise UserError(f"{given} leaves a stage empty; allowed: 1 to {end - 1}")
+        if len(self.switches) != (needed := self._backbone.last_stage - 1):
+            raise UserError(
+                f"{given}; expected {needed}, one for each of the {needed + 1} training stages of "
+                f"{type(self._backbone).__name__} but the first"
+            )
 
     def _check_wrapper(self, runner: Runner) -> None:
         model = runner.model
@@ -161,13 +166,13 @@ class DecoupledTrainingHook(Hook):
             return
         if not isinstance(model, MMDistributedDataParallel):
             raise UserError(
-                f"the model is wrapped in {type(model).__name__}; two-stage training supports "
+                f"the model is wrapped in {type(model).__name__}; training in stages supports "
                 "MMDistributedDataParallel alone: remove model_wrapper_cfg, strategy and runner_type from the config, "
                 "and set find_unused_parameters=True"
             )
         if not model.find_unused_parameters:
             raise UserError(
-                "in stage 1 the spatial interaction branch has no gradient: set find_unused_parameters=True in the "
+                "parts that idle in a stage have no gradient: set find_unused_parameters=True in the "
                 "config (in model_wrapper_cfg, if it has one), or DDP fails in the second iteration"
             )
         if model.static_graph:
@@ -195,21 +200,22 @@ class DecoupledTrainingHook(Hook):
                 hub, key = runner.message_hub, f"train/{term.log_name}"
                 hub.log_scalars.pop(key, None)
                 hub._resumed_keys.pop(key, None)  # else a resumed run warns that it is missing
-        if stage == 2 and before == 1:
+        if stage > before:
             # An accumulation that the switch cuts has gathered gradients of another network.
             for wrapper in optim_wrappers(runner).values():
                 wrapper.zero_grad()
                 if self.reset_optimizer:
                     wrapper.optimizer.state.clear()
-            # CheckpointHook(save_best=...) would compare with the network with float weights. The path of its
-            # checkpoint stays: the first one that is best in stage 2 replaces it.
+            # CheckpointHook(save_best=...) would compare with a network that is less binary. The path of its
+            # checkpoint stays: the first one that is best in the new stage replaces it.
             hub = runner.message_hub
             for key in [key for key in hub.runtime_info if key.startswith("best_score")]:  # one for each metric
                 hub.pop_info(key)
                 hub._resumed_keys.pop(key, None)  # else a resumed run warns that it is missing
+            unfinished = "".join(f", {text}" for text in self._backbone.training_plan[stage - 1].unfinished())
             MMLogger.get_current_instance().info(
-                f"Stage 2 from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have binary "
-                f"weights now, {branches} spatial interaction branches woke up{teacher_freed}."
+                f"Stage {stage} from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have "
+                f"binary weights now, {branches} spatial interaction branches are awake{unfinished}{teacher_freed}."
             )
 
     def _start_distillation(self, runner: Runner, stage: int) -> None:
@@ -232,8 +238,10 @@ class DecoupledTrainingHook(Hook):
         self._distiller = self._teacher = None
 
 
-def build_terms(distill_loss: dict | list[dict] | None, distill_weight: float) -> list[DistillTerm]:
-    """Build the distillation losses of a hook's config.
+def build_terms(
+    distill_loss: dict | list[dict] | None, distill_weight: float, num_stages: int = 2
+) -> list[DistillTerm]:
+    """Build the distillation losses of a hook's config, for a plan of so many training stages.
 
     Raises:
         ValueError: if one is no config of a loss or compares what no tap takes, a weight or a stage is impossible, or
@@ -250,7 +258,7 @@ def build_terms(distill_loss: dict | list[dict] | None, distill_weight: float) -
         options = dict(config)
         weight, stages = options.pop("weight", 1.0), options.pop("stages", (1,))
         check_number("distill_loss.weight", weight, 0, 1e6)
-        check_integers("distill_loss.stages", stages, 1, 2)
+        check_integers("distill_loss.stages", stages, 1, num_stages)
         term = DistillTerm(ROOT_MODELS.build(options), distill_weight * weight, tuple(stages))
         check_choice(f"{type(term.loss).__name__}.tap", term.tap, TAPS)
         terms.append(term)
@@ -260,14 +268,26 @@ def build_terms(distill_loss: dict | list[dict] | None, distill_weight: float) -
     return terms
 
 
-def _check_task_weight(task_weight: float | tuple[float, float]) -> tuple[float, float]:
-    """Return the weights of both stages."""
-    both = task_weight if isinstance(task_weight, (list, tuple)) else (task_weight, task_weight)
-    if len(both) != 2:
-        raise UserError(f"task_weight={task_weight!r}; allowed: a number, or two, for stage 1 and stage 2")
-    for weight in both:
+def _check_switches(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    """Return when each stage but the first begins."""
+    switches = value if isinstance(value, (list, tuple)) else [value]
+    for switch in switches:
+        check_integer(name, switch, 1)
+    if not switches or any(later <= earlier for earlier, later in pairwise(switches)):
+        raise UserError(f"{name}={value!r}; allowed: a rising list of when stage 2, 3 and so on begin")
+    return tuple(switches)
+
+
+def _check_task_weight(task_weight: float | Sequence[float], num_stages: int) -> tuple[float, ...]:
+    """Return the weight of each stage."""
+    weights = task_weight if isinstance(task_weight, (list, tuple)) else [task_weight] * num_stages
+    if len(weights) != num_stages:
+        raise UserError(
+            f"task_weight={task_weight!r}; allowed: a number, or a list of {num_stages}, one for each stage"
+        )
+    for weight in weights:
         check_number("task_weight", weight, 0, 1e6)
-    return tuple(both)
+    return tuple(weights)
 
 
 def _check_teacher(teacher: dict) -> None:
@@ -293,7 +313,8 @@ def build_teacher(cfg: dict) -> nn.Module:
     """
     cfg = copy.deepcopy(cfg)
     init_cfg = cfg.pop("init_cfg")
-    teacher = ROOT_MODELS.build(cfg)
+    with torch.random.fork_rng(devices=[]):  # a run that is resumed builds it at another time
+        teacher = ROOT_MODELS.build(cfg)
     checkpoint = load_checkpoint_file(init_cfg["checkpoint"])
     backbone, prefix = teacher, init_cfg.get("prefix")
     if isinstance(teacher, ImageClassifier):

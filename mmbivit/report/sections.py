@@ -66,11 +66,9 @@ def training(source: Source) -> Section:
     """Make the curves of the log."""
     log = read_training_log(source.run.work_dir)
     text = f"{log.last_step:,} iterations are in the log."
-    if log.switch:
-        text += (
-            f" The first {log.switch:,} are stage 1 (binary activations, float weights, distillation); then weights "
-            "are binary and spatial interaction is on."
-        )
+    if log.switches:
+        before = f"stages 1 to {len(log.switches)}" if len(log.switches) > 1 else "stage 1"
+        text += f" The first {log.switches[-1]:,} are {before}; then all is binary and spatial interaction is on."
     picture = Picture.of(plot_curves(source.run.work_dir), "Losses, learning rate and metrics over the iterations")
     return Section("Training", text, [picture])
 

@@ -29,7 +29,7 @@ def test_all_that_a_real_run_logged_is_read(tmp_path):
     assert set(log.flips) == {key for key in seen[0] if key.startswith("sign_flips")} and len(log.flips) > 10
     assert points(log.flips["sign_flips"]) == [(4, seen[0]["sign_flips"]), (8, seen[1]["sign_flips"])]
     assert not {"iter", "step", "epoch"} & set(log.train)
-    assert (log.epoch_length, log.switch, log.last_step, log.validation) == (4, None, 8, {})
+    assert (log.epoch_length, log.switches, log.last_step, log.validation) == (4, (), 8, {})
 
 
 def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
@@ -89,25 +89,32 @@ def test_numbers_that_are_not_finite_are_read_and_what_is_no_number_is_left_out(
 
 
 @pytest.mark.parametrize(
-    "hook, switch", [("switch_iter=7", 7), ("switch_epoch=2, teacher=None", 8), ("switch_iter=None, switch_epoch=1", 4)]
+    "hook, switches",
+    [
+        ("switch_iter=7", (7,)),
+        ("switch_epoch=2, teacher=None", (8,)),
+        ("switch_iter=None, switch_epoch=1", (4,)),
+        ("switch_iter=[3, 7]", (3, 7)),
+        ("switch_epoch=[1, 2]", (4, 8)),
+    ],
 )
 @pytest.mark.parametrize("beside_log", [True, False])
-def test_the_switch_is_read_from_the_config_of_the_newest_run(tmp_path, hook, switch, beside_log):
+def test_the_switch_is_read_from_the_config_of_the_newest_run(tmp_path, hook, switches, beside_log):
     entries = [train_entry(step, epoch=1 + (step - 1) // 4) for step in range(1, 13)]
     config = CONFIG.format(hook)
     write_run(tmp_path, "1", entries, config=CONFIG.format("switch_iter=3") if beside_log else "")
     write_run(tmp_path, "2", entries, config=config if beside_log else "")
     if not beside_log:
         (tmp_path / "some.py").write_text(config)
-    assert read_training_log(tmp_path).switch == switch
+    assert read_training_log(tmp_path).switches == switches
 
 
 def test_no_switch_without_stages_or_where_the_log_does_not_tell(tmp_path):
     entries = [train_entry(step) for step in (1, 2)]
     write_run(tmp_path / "float", "1", entries, config="model = dict(type='Some')\ncustom_hooks = [dict(type='Other')]")
     write_run(tmp_path / "epochs", "1", entries, config=CONFIG.format("switch_epoch=1"))
-    assert read_training_log(tmp_path / "float").switch is None
-    assert read_training_log(tmp_path / "epochs").switch is None
+    assert read_training_log(tmp_path / "float").switches == ()
+    assert read_training_log(tmp_path / "epochs").switches == ()
 
 
 def test_what_is_no_work_dir_of_training_is_refused_in_one_line(tmp_path):

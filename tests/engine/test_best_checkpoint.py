@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 
 from mmbivit.checkpoints import load_checkpoint_file
 
-from .toy import ToyData, make_runner
+from .toy import ToyData, ToyModel, make_runner
 
 
 class Scores(BaseMetric):
@@ -38,11 +38,11 @@ class Interrupt(Hook):
             raise KeyboardInterrupt
 
 
-def run(work_dir, scores, hooks=(), checkpoint="CheckpointHook", save_best="acc", **kwargs):
+def run(work_dir, scores, hooks=(), checkpoint="CheckpointHook", save_best="acc", switch=2, **kwargs):
     loader = dict(batch_size=8, sampler=dict(type="DefaultSampler", shuffle=False), dataset=ToyData())
     make_runner(
         work_dir,
-        dict(switch_epoch=2),
+        dict(switch_epoch=switch),
         length=5,
         hooks=hooks,
         checkpoint=dict(type=checkpoint, interval=1, save_best=save_best),
@@ -81,6 +81,20 @@ def test_the_best_checkpoint_is_of_stage_2(tmp_path, checkpoint, save_best, inte
     assert found == [[f"best_{metric}_epoch_{best}.pth" for metric in metrics] for best in (1, 1, 3, 4, 4)]
     for name in found[-1]:
         assert int(load_checkpoint_file(str(tmp_path / name))["state_dict"]["backbone.training_stage"]) == 2
+
+
+def test_every_switch_forgets_the_best_score(tmp_path):
+    found = []
+
+    class Best(Hook):
+        priority = "LOWEST"
+
+        def after_val_epoch(self, runner, metrics=None):
+            found.extend(path.name for path in tmp_path.glob("best_*"))
+
+    model = ToyModel(training_stages=[dict(activations=True), dict(activations=True, weights=["attn"])])
+    run(tmp_path, [0.9, 0.8, 0.5, 0.3, 0.4], [Best()], switch=[2, 3], model=model)
+    assert found == [f"best_acc_epoch_{best}.pth" for best in (1, 1, 3, 4, 5)]
 
 
 def test_a_checkpoint_before_the_first_evaluation_of_stage_2_promises_no_score(tmp_path):

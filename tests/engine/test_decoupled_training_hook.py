@@ -91,8 +91,8 @@ def test_the_switch_is_one_readable_line(tmp_path, teacher, caplog):
     runner.train()
     # 3 blocks of 6 binary layers and one patch merging
     assert [message for message in messages if message.startswith("Stage 2")] == [
-        "Stage 2 from iteration 4 (epoch 2): 19 layers have binary weights now, 3 spatial interaction branches woke "
-        "up, teacher freed."
+        "Stage 2 from iteration 4 (epoch 2): 19 layers have binary weights now, 3 spatial interaction branches are "
+        "awake, teacher freed."
     ]
 
 
@@ -328,9 +328,9 @@ def test_reset_optimizer_makes_stage_2_start_like_a_new_run(tmp_path, reset):
     [
         ({}, True, "give exactly one of switch_epoch and switch_iter"),
         (dict(switch_epoch=1, switch_iter=1), True, "give exactly one of"),
-        (dict(switch_epoch=2), True, "switch_epoch=2 leaves one of the two stages empty; allowed: 1 to 1"),
+        (dict(switch_epoch=2), True, "switch_epoch=2 leaves a stage empty; allowed: 1 to 1"),
         (dict(switch_epoch=0), True, "switch_epoch=0; allowed: an integer of 1 or more"),
-        (dict(switch_iter=8), True, "switch_iter=8 leaves one of the two stages empty; allowed: 1 to 7"),
+        (dict(switch_iter=8), True, "switch_iter=8 leaves a stage empty; allowed: 1 to 7"),
         (dict(switch_epoch=1), False, "needs an epoch-based loop; with IterBasedTrainLoop give switch_iter"),
         (dict(switch_epoch=1, distill_weight=-1), True, "distill_weight=-1; allowed: a number >= 0"),
         (dict(switch_epoch=1, teacher=dict(type="mmdet.SwinTransformer")), True, "teacher has no weights"),
@@ -452,7 +452,7 @@ class TaplessLoss(LastBlockLoss):
         (dict(distill_loss=[dict(weight=1.0)]), r"distill_loss=.*; allowed: dict\(type="),
         (dict(distill_loss=dict(type="mmbivit.BlockMSELoss", stages=(3,))), r"distill_loss.stages\[0\]=3"),
         (dict(distill_loss=dict(type="mmbivit.BlockMSELoss", weight=-1)), "distill_loss.weight=-1"),
-        (dict(task_weight=(1, 2, 3)), "task_weight=.*; allowed: a number, or two"),
+        (dict(task_weight=(1, 2, 3)), "task_weight=.*; allowed: a number, or a list of 2, one for each stage"),
         (dict(task_weight="half"), "task_weight='half'"),
     ],
 )

@@ -225,6 +225,30 @@ def parameters_stay_equal_through_the_switch():
     assert any(".si." in name for name, value in after.items() if not torch.equal(value, before[name]))
 
 
+def parameters_stay_equal_in_a_plan_of_three_stages():
+    """Other parameters have no gradient in each: thresholds of float activations, and the idle branch."""
+    plan = [dict(weights=["attn"]), dict(activations=["attn"], weights=True)]
+    snapshot, idle = Snapshot(), []
+
+    class Idle(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            state = runner.optim_wrapper.optimizer.state
+            idle.append({name for name, p in runner.model.module.named_parameters() if p not in state})
+
+    runner = ddp_runner(
+        "planned", dict(switch_iter=[2, 5]), DDP, model=ToyModel(training_stages=plan), hooks=[snapshot, Idle()]
+    )
+    runner.train()
+    assert snapshot.stages == [1] * 2 + [2] * 3 + [3] * 3
+    for pair in zip(*all_gather_object(list(parameters(runner).values())), strict=True):
+        assert torch.equal(*pair)
+    gammas = {name for name in parameters(runner) if "quantizer.gamma" in name}
+    branch = {name for name in parameters(runner) if ".si." in name}
+    assert (
+        idle == [gammas | branch] * 2 + [{name for name in gammas | branch if ".attn." not in name}] * 3 + [set()] * 3
+    )
+
+
 class BadOnRank1(ToyModel):
     """Has a loss, or an input, that is no number in the second iteration of one rank."""
 
@@ -306,6 +330,7 @@ CHECKS = (
     wrappers_without_what_stage_1_needs_are_refused,
     other_wrappers_are_refused,
     parameters_stay_equal_through_the_switch,
+    parameters_stay_equal_in_a_plan_of_three_stages,
     a_loss_of_one_rank_stops_all,
     a_gradient_of_one_rank_stops_all,
     a_loss_of_one_rank_is_skipped_by_all,

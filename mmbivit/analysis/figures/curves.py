@@ -23,13 +23,13 @@ _LABELS = {
     "coco": "average precision\n(0 to 1)",
     "accuracy": "accuracy (%)",
 }
-_STAGE = "0.9"  # grey behind stage 1
+_STAGE = "0.9"  # grey behind all stages but the last
 _SMOOTH = 20  # a running mean is over this part of a stage's points
 _STYLES = (("-", "o", DARK), ("--", "s", ACCENT), (":", "^", GREY), ("-.", "D", DARK))
 
 
 def curves_figure(log: TrainingLog, keys: Sequence[str] | None = None) -> "Figure":
-    """Draw what was logged over the iterations, one panel below another, with training stage 1 shaded.
+    """Draw what was logged over the iterations, one panel below another, all training stages but the last shaded.
 
     What training logs is drawn light, with its running mean over a twentieth of a stage's points dark, if there are 40
     points or more. Losses that span more than a decade have a logarithmic axis.
@@ -51,7 +51,7 @@ def curves_figure(log: TrainingLog, keys: Sequence[str] | None = None) -> "Figur
         if all(key in log.validation for key in names):
             _draw_metrics(axis, series)
         else:
-            _draw_training(axis, series[names[0]], log.switch, smooth=not name.endswith("lr"))
+            _draw_training(axis, series[names[0]], log.switches, smooth=not name.endswith("lr"))
         if "loss" in name and _spans_decade(series[names[0]].values):
             axis.set_yscale("log")
         else:
@@ -78,16 +78,16 @@ def _default_panels(log: TrainingLog) -> list[tuple[str, list[str]]]:
     return panels
 
 
-def _draw_training(axis: "Axes", series: Series, switch: int | None, smooth: bool) -> None:
+def _draw_training(axis: "Axes", series: Series, switches: Sequence[int], smooth: bool) -> None:
     values = np.where(np.isfinite(series.values), series.values, np.nan)
     if len(values) < 2 * _SMOOTH or not smooth:
         axis.plot(series.steps, values, color=DARK, linewidth=1.2, marker="." if len(values) < 2 * _SMOOTH else "")
         return
     axis.plot(series.steps, values, color=LIGHT, linewidth=0.8, label="as logged")
-    start = 0 if switch is None else np.searchsorted(series.steps, switch, side="right")
-    for part in (slice(0, start), slice(start, None)):
-        if len(steps := series.steps[part]):
-            mean = running_mean(values[part], len(steps) // (2 * _SMOOTH) * 2 + 1)
+    starts = np.searchsorted(series.steps, switches, side="right")
+    for steps, part in zip(np.split(series.steps, starts), np.split(values, starts), strict=True):
+        if len(steps):
+            mean = running_mean(part, len(steps) // (2 * _SMOOTH) * 2 + 1)
             axis.plot(steps, mean, color=DARK, linewidth=1.4, label="running mean")
 
 
@@ -121,15 +121,18 @@ def _spans_decade(values: np.ndarray) -> bool:
 
 
 def mark_stages(axis: "Axes", log: TrainingLog) -> None:
-    """Shade training stage 1 and mark the switch, with labels for a legend, if training has stages."""
-    if log.switch is None:
+    """Shade all training stages but the last and mark the switches, with labels for a legend, if there are stages."""
+    if not log.switches:
         return
-    end = min(log.switch, log.last_step)
-    axis.axvspan(0, end, color=_STAGE, zorder=0, linewidth=0, label="training stage 1")
-    if log.switch <= log.last_step:
-        epoch = f" (epoch {log.switch / log.epoch_length:g})" if log.epoch_length else ""
-        text = f"switch to stage 2 after iteration {log.switch}{epoch}"
-        axis.axvline(log.switch, color="black", linestyle="--", linewidth=1, label=text)
+    end = min(log.switches[-1], log.last_step)
+    count = len(log.switches)
+    label = "training stage 1" if count == 1 else f"training stages 1 to {count}"
+    axis.axvspan(0, end, color=_STAGE, zorder=0, linewidth=0, label=label)
+    for stage, switch in enumerate(log.switches, 2):
+        if switch <= log.last_step:
+            epoch = f" (epoch {switch / log.epoch_length:g})" if log.epoch_length else ""
+            text = f"switch to stage {stage} after iteration {switch}{epoch}"
+            axis.axvline(switch, color="black", linestyle="--", linewidth=1, label=text)
 
 
 def share_iterations(axes: Sequence["Axes"], log: TrainingLog) -> None:

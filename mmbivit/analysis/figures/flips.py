@@ -25,8 +25,8 @@ _MAX_NAMES = 40  # rows that are named one by one
 def flips_figure(log: TrainingLog) -> "Figure":
     """Draw the share of binary weights that flipped their sign between two looks of the hook.
 
-    Above that of all weights over the iterations, training stage 1 shaded; below that of each layer as a grey, from
-    the input of the network at the top to its output.
+    Above that of all weights over the iterations, all training stages but the last shaded; below that of each layer as
+    a grey, from the input of the network at the top to its output.
 
     Args:
         log: of a run with :class:`mmbivit.SignFlipsHook`.
@@ -58,9 +58,9 @@ def flips_figure(log: TrainingLog) -> "Figure":
         figure.legend(*marks, loc="outside lower center", ncols=2, frameon=False)
     image = bottom.pcolormesh(edges, np.arange(len(layers) + 1), shares, cmap="Greys", vmin=0, rasterized=True)
     bottom.invert_yaxis()
-    if log.switch is not None and log.switch <= log.last_step:
+    for switch in (switch for switch in log.switches if switch <= log.last_step):
         for color, style, width in (("white", "-", 2.5), ("black", "--", 1)):  # seen on any grey
-            bottom.axvline(log.switch, color=color, linestyle=style, linewidth=width)
+            bottom.axvline(switch, color=color, linestyle=style, linewidth=width)
     _name_layers(bottom, [name.removeprefix("backbone.") for name in layers])
     figure.colorbar(image, ax=bottom, label=unit, pad=0.01)
     share_iterations((top, bottom), log)

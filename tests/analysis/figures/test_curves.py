@@ -22,7 +22,7 @@ def make_log(train, validation=None, steps=None, **kwargs):
         else {}
     )
     return TrainingLog(
-        work_dir=None, train=series, validation=metrics, flips={}, **dict(epoch_length=None, switch=None) | kwargs
+        work_dir=None, train=series, validation=metrics, flips={}, **dict(epoch_length=None, switches=()) | kwargs
     )
 
 
@@ -67,7 +67,7 @@ def test_few_points_are_drawn_as_they_are():
 
 def test_many_points_have_a_running_mean_in_each_stage_for_itself():
     values = np.r_[np.full(60, 3.0), np.full(140, 1.0)]
-    log = make_log({"loss": values, "loss_distill": np.full(60, 0.5), "lr": values}, switch=600)
+    log = make_log({"loss": values, "loss_distill": np.full(60, 0.5), "lr": values}, switches=(600,))
     log.train["loss_distill"] = Series(np.arange(10, 610, 10), np.full(60, 0.5))
     loss, distill, rate = curves_figure(log).axes
     raw, *means = lines(loss)
@@ -81,7 +81,7 @@ def test_many_points_have_a_running_mean_in_each_stage_for_itself():
 
 @pytest.mark.parametrize("switch, marked", [(20, True), (40, True), (41, False)])
 def test_stage_1_is_shaded_and_the_switch_marked_if_it_has_been(switch, marked):
-    log = make_log({"loss": [4.0, 3.0, 2.0, 1.0], "lr": [1.0] * 4}, switch=switch, epoch_length=20)
+    log = make_log({"loss": [4.0, 3.0, 2.0, 1.0], "lr": [1.0] * 4}, switches=(switch,), epoch_length=20)
     figure = curves_figure(log)
     for axis in figure.axes:
         (stage,) = axis.patches
@@ -92,6 +92,17 @@ def test_stage_1_is_shaded_and_the_switch_marked_if_it_has_been(switch, marked):
     labels += [f"switch to stage 2 after iteration {switch} (epoch {switch // 20})"] * marked
     assert sorted(legend(figure), reverse=True) == labels
     assert_texts_readable(figure)
+
+
+def test_every_switch_of_a_plan_is_marked_and_its_stage_smoothed_for_itself():
+    values = np.r_[np.full(60, 3.0), np.full(60, 2.0), np.full(80, 1.0)]
+    figure = curves_figure(make_log({"loss": values, "lr": values}, switches=(600, 1200)))
+    loss, _ = figure.axes
+    raw, *means = (line for line in lines(loss) if len(line) > 2)
+    assert means == [raw[:60], raw[60:120], raw[120:]]
+    assert [patch.get_width() for patch in loss.patches] == [1200]
+    expected = {"training stages 1 to 2", *(f"switch to stage {n} after iteration {600 * (n - 1)}" for n in (2, 3))}
+    assert expected <= set(legend(figure))
 
 
 def test_epochs_are_above_the_first_panel():

@@ -23,7 +23,7 @@ def make_log(names, steps, **kwargs):
     flips = {f"sign_flips/{name}": Series(np.array(steps), rng.uniform(size=len(steps)) / 10) for name in names}
     total = Series(np.array(steps), np.mean([series.values for series in flips.values()], axis=0))
     train = {"loss": Series(np.array([steps[-1] + 1]), np.array([1.0]))}
-    kwargs = dict(epoch_length=None, switch=None) | kwargs
+    kwargs = dict(epoch_length=None, switches=()) | kwargs
     return TrainingLog("some", train, {}, {"sign_flips": total} | flips, **kwargs)
 
 
@@ -52,7 +52,7 @@ def test_a_column_begins_where_the_hook_looked_before(steps, edges):
 
 
 def test_few_layers_are_named_one_by_one():
-    figure = flips_figure(make_log(list(layers((1, 1))), [1, 2], switch=1))
+    figure = flips_figure(make_log(list(layers((1, 1))), [1, 2], switches=(1,)))
     texts = figure.axes[1].get_yticklabels()
     assert [text.get_text() for text in texts] == [name.removeprefix("backbone.") for name in layers((1, 1))]
     assert figure.axes[1].get_yticks().tolist() == [row + 0.5 for row in range(13)]
@@ -62,7 +62,7 @@ def test_few_layers_are_named_one_by_one():
 def test_many_layers_are_named_by_their_blocks():
     """Those of Swin-S; a block's name stands at the middle of its rows."""
     names = list(layers((2, 2, 18, 2)))
-    figure = flips_figure(make_log(names, [100, 200], switch=150, epoch_length=100))
+    figure = flips_figure(make_log(names, [100, 200], switches=(150,), epoch_length=100))
     axis = figure.axes[1]
     labels = dict(zip((text.get_text() for text in axis.get_yticklabels()), axis.get_yticks(), strict=True))
     assert len(names) == 147 and len(labels) == 24 + 3
@@ -73,7 +73,7 @@ def test_many_layers_are_named_by_their_blocks():
 
 @pytest.mark.parametrize("switch, marked", [(20, True), (42, False)])
 def test_stages_are_marked_in_both_parts(switch, marked):
-    figure = flips_figure(make_log(["a", "b"], [20, 40], switch=switch))
+    figure = flips_figure(make_log(["a", "b"], [20, 40], switches=(switch,)))
     top, bottom, _ = figure.axes
     assert top.patches[0].get_width() == min(switch, 41)
     for lines in (top.get_lines()[1:], bottom.get_lines()):
