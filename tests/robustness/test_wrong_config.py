@@ -389,7 +389,7 @@ def test_broken_configs_are_one_line(tmp_path, text, message):
     [
         (
             "model.backbone.recipe=flaot",
-            "recipe='flaot' is unknown; allowed: 'sibivit', 'float'; did you mean 'f",
+            "'bit', 'bi-vit'; did you mean 'float'?",
         ),
         ("model.backbone.recipee=float", "unexpected keyword argument 'recipee'; allowed: arch, "),
         ("model.backbone.mlp_ratio=1.3", "mlp_ratio=1.3 times 8 channels is 10.4, not a whole positive width"),
