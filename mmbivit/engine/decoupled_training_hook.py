@@ -53,7 +53,7 @@ class DecoupledTrainingHook(Hook):
 
     Args:
         switch_epoch: first epoch of stage 2, in ``[1, max_epochs)``; needs an epoch-based loop. A rising list of the
-            first epochs of stage 2, 3 and so on for a backbone with more stages.
+            first epochs of stage 2, 3 and so on for a backbone with more stages, an empty one for a single stage.
         switch_iter: first iteration of stage 2, in ``[1, max_iters)``, or such a list; for any loop. Give exactly one
             of the two.
         teacher: config of the float backbone, with ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``;
@@ -146,13 +146,13 @@ class DecoupledTrainingHook(Hook):
 
     def _check_switches(self, runner: Runner) -> None:
         by_epoch = self.switch_by == "switch_epoch"
-        given = f"{self.switch_by}={', '.join(map(str, self.switches))}"
-        if by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        given = f"{self.switch_by}={', '.join(map(str, self.switches)) or '[]'}"
+        if by_epoch and self.switches and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise UserError(
                 f"{given} needs an epoch-based loop; with {type(runner.train_loop).__name__} give switch_iter"
             )
         end = runner.max_epochs if by_epoch else runner.max_iters
-        if self.switches[-1] >= end:
+        if self.switches and self.switches[-1] >= end:
             raise UserError(f"{given} leaves a stage empty; allowed: 1 to {end - 1}")
         if len(self.switches) != (needed := self._backbone.last_stage - 1):
             raise UserError(
@@ -273,7 +273,7 @@ def _check_switches(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
     switches = value if isinstance(value, (list, tuple)) else [value]
     for switch in switches:
         check_integer(name, switch, 1)
-    if not switches or any(later <= earlier for earlier, later in pairwise(switches)):
+    if any(later <= earlier for earlier, later in pairwise(switches)):
         raise UserError(f"{name}={value!r}; allowed: a rising list of when stage 2, 3 and so on begin")
     return tuple(switches)
 

@@ -64,7 +64,7 @@ def training_plan(stage1: str | None, training_stages: Sequence[dict] | None) ->
     Args:
         stage1: short form of a plan of two: what is binary in the first, ``'activations'`` (by default),
             ``'weights'`` or ``'all'``, spatial interaction included.
-        training_stages: the arguments of a :class:`TrainingStage` for each but the last.
+        training_stages: the arguments of a :class:`TrainingStage` for each stage but the last.
 
     Raises:
         ValueError: if both are given, or one is impossible.
@@ -75,7 +75,7 @@ def training_plan(stage1: str | None, training_stages: Sequence[dict] | None) ->
         return _STAGE1[stage1], _LAST
     if stage1 is not None:
         raise UserError(f"stage1={stage1!r} and training_stages are both given; expected one of the two")
-    if isinstance(training_stages, str) or not isinstance(training_stages, Sequence) or not training_stages:
+    if isinstance(training_stages, str) or not isinstance(training_stages, Sequence):
         raise UserError(
             f"training_stages={training_stages!r}; allowed: a list such as [dict(activations=True)], without the last "
             "stage, in which all is binary"

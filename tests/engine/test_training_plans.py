@@ -215,7 +215,7 @@ def test_each_switch_resets_what_it_is_told_to(tmp_path, reset):
             r"switch_iter=\[2, 2\]; allowed: a rising list of when stage 2, 3 and so on",
         ),
         (BY_ITER, dict(switch_iter=[3, 2]), r"switch_iter=\[3, 2\]; allowed: a rising list"),
-        (BY_ITER, dict(switch_iter=[]), r"switch_iter=\[\]; allowed: a rising list"),
+        (BY_ITER, dict(switch_iter=[]), r"switch_iter=\[\]; expected 2, one for each"),
         (BY_ITER, dict(switch_iter=[0, 2]), "switch_iter=0; allowed: an integer of 1 or more"),
         (
             BY_ITER,
@@ -233,6 +233,16 @@ def test_what_does_not_fit_the_plan_is_refused_before_training(tmp_path, options
     with pytest.raises(ValueError, match=message) as error:
         runner_of(tmp_path, options, hook).train()
     assert "\n" not in str(error.value) and not logged(tmp_path)
+
+
+def test_a_single_stage_distils_from_its_first_iteration_to_its_last(tmp_path, teacher):
+    watch = Watch()
+    hook = dict(switch_epoch=[], teacher=teacher, task_weight=0.5)
+    model = ConstantTask(training_stages=[])
+    assert (model.backbone.stage, model.backbone.last_stage) == (1, 1)
+    make_runner(tmp_path, hook, model=model, by_epoch=False, length=4, hooks=[watch]).train()
+    assert watch.stages == [1] * 4
+    assert all(set(losses) >= {"loss_task", "loss_distill"} and losses["loss_task"] == 1 for losses in watch.losses)
 
 
 def test_a_number_is_of_all_stages():

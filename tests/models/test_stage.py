@@ -247,7 +247,7 @@ def test_nothing_but_the_last_stage_is_packed_exported_or_measured(tmp_path):
     ("options", "message"),
     [
         (dict(stage1="weights"), "stage1='weights' and training_stages are both given; expected one of the two"),
-        (dict(training_stages=[]), "training_stages=[]; allowed: a list such as [dict(activations=True)]"),
+        (dict(training_stages={}), "training_stages={}; allowed: a list such as [dict(activations=True)]"),
         (dict(training_stages=dict(weights=True)), "training_stages={'weights': True}; allowed: a list"),
         (dict(training_stages=["attn"]), "training_stages[0]='attn'; allowed: dict(activations=, weights=, branch=)"),
         (
