@@ -5,5 +5,5 @@ float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:timm://swin_small_patch4_window7
 load_from = float_checkpoint
 model = dict(backbone=dict(arch="small"))
 custom_hooks = _base_.custom_hooks
-custom_hooks[0].teacher.arch = "small"
+custom_hooks[0].teacher.backbone.arch = "small"
 custom_hooks[0].teacher.init_cfg.checkpoint = float_checkpoint

@@ -16,11 +16,15 @@ custom_hooks = [
         type="mmbivit.DecoupledTrainingHook",
         switch_epoch={{_base_.switch_epoch}},
         teacher=dict(
-            type="mmbivit.BinarySwinTransformer",
-            arch="tiny",
-            recipe="float",
-            shift_single_window=False,
-            out_indices=(3,),
+            type="mmbivit.ImageClassifier",  # whose head is there for losses that compare logits
+            num_classes=1000,
+            backbone=dict(
+                type="mmbivit.BinarySwinTransformer",
+                arch="tiny",
+                recipe="float",
+                shift_single_window=False,
+                out_indices=(3,),
+            ),
             init_cfg=dict(type="Pretrained", checkpoint=float_checkpoint),
         ),
         distill_weight=1.0,

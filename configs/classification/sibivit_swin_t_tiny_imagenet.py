@@ -13,4 +13,5 @@ float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:work_dirs/swin_t_tiny_imagenet_f
 load_from = float_checkpoint
 model = dict(num_classes=200)
 custom_hooks = _base_.custom_hooks
+custom_hooks[0].teacher.num_classes = 200
 custom_hooks[0].teacher.init_cfg.checkpoint = float_checkpoint

@@ -126,7 +126,8 @@ def test_one_option_sets_teacher_and_start(name):
 
     teacher = cfg.custom_hooks[0].teacher
     assert teacher.init_cfg.checkpoint == "/some/float.pth"
-    assert teacher.arch == cfg.model.backbone.arch
+    assert teacher.backbone.arch == cfg.model.backbone.arch
+    assert teacher.num_classes == cfg.model.num_classes
     assert "/some/float.pth" in (cfg.load_from, (cfg.model.backbone.get("init_cfg") or {}).get("checkpoint"))
     assert "timm://" not in str(cfg.to_dict())
 
