@@ -103,7 +103,7 @@ def _classifier_teacher(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def _distilling(*losses: dict[str, Any]) -> tuple[tuple[str, object], ...]:
-    changes = (_FRESH, ("custom_hooks.0.distill_loss", list(losses)), ("custom_hooks.0.distill_weight", 1.0))
+    changes = (("custom_hooks.0.distill_loss", list(losses)), ("custom_hooks.0.distill_weight", 1.0))
     return (*changes, ("custom_hooks.0.teacher", _classifier_teacher))
 
 
@@ -113,7 +113,7 @@ def _alpha(start: float) -> Arm:
 
 
 _FROZEN_ALPHA = ("optim_wrapper.paramwise_cfg", dict(custom_keys={"si.alpha": dict(lr_mult=0.0)}))
-_FRESH = ("custom_hooks.0.reset_optimizer", True)
+_NOT_FRESH = ("custom_hooks.0.reset_optimizer", False)
 _BLOCKS = dict(type="mmbivit.BlockMSELoss", normalize=True, weight=0.1)
 _LOGITS = dict(type="mmbivit.SoftCrossEntropyLoss")
 _PLAIN = ("model.backbone.recipe", dict(weight_ste="plain"))
@@ -126,13 +126,13 @@ ARMS = {
     "two_cycles": Arm(
         "single stage, two cycles",
         TWO_STAGES,
-        (("model.backbone.stage1", "all"), ("custom_hooks.0.teacher", None)),
+        (("model.backbone.stage1", "all"), ("custom_hooks.0.teacher", None), _NOT_FRESH),
     ),
-    "two_stages": Arm("two stages", TWO_STAGES),
-    "two_stages_fresh": Arm("two stages, fresh optimizer", TWO_STAGES, (_FRESH,)),
-    "two_stages_plain": Arm("two stages, plain", TWO_STAGES, (_PLAIN,)),
+    "two_stages": Arm("two stages", TWO_STAGES, (_NOT_FRESH,)),
+    "two_stages_fresh": Arm("two stages, fresh optimizer", TWO_STAGES),
+    "two_stages_plain": Arm("two stages, plain", TWO_STAGES, (_PLAIN, _NOT_FRESH)),
     "plain": Arm("single stage, plain", ONE_STAGE, (_PLAIN,)),
-    "distil_nothing": Arm("distilling nothing", TWO_STAGES, (_FRESH, ("custom_hooks.0.teacher", None))),
+    "distil_nothing": Arm("distilling nothing", TWO_STAGES, (("custom_hooks.0.teacher", None),)),
     "distil_logits": Arm("distilling logits", TWO_STAGES, _distilling(_LOGITS)),
     "distil_both": Arm("distilling blocks and logits", TWO_STAGES, _distilling(_BLOCKS, _LOGITS)),
     "alpha_0.01": _alpha(0.01),
@@ -145,7 +145,7 @@ ARMS = {
     "detector_two_stages_plain": Arm(
         "detector, two stages, plain, optimizer not fresh",
         DETECTOR_TWO_STAGES,
-        (_PLAIN, ("custom_hooks.0.reset_optimizer", False)),
+        (_PLAIN, _NOT_FRESH),
     ),
 }
 
