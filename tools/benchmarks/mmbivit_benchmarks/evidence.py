@@ -378,5 +378,5 @@ def draw_differences(groups: Mapping[str, Mapping[str, PairedDifference]]) -> "F
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
     seeds = {len(d.each) for found in groups.values() for d in found.values()}
-    all_axes[-1].set_xlabel(f"difference in points: mean, 95 % interval and each of {max(seeds)} seeds")
+    figure.supxlabel(f"difference in points: mean, 95 % interval and each of {max(seeds)} seeds", fontsize=10)
     return figure
