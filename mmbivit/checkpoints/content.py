@@ -13,6 +13,7 @@ from mmbivit.checks import UserError
 __all__ = [
     "BINARY_ONLY",
     "COMPUTED",
+    "OF_RECIPE",
     "STAGE_KEY",
     "binary_keys",
     "check_tensor",
@@ -29,6 +30,10 @@ STAGE_KEY = "training_stage"  # buffer of a backbone of ours, float ones too: 2 
 BINARY_ONLY = re.compile(
     r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.(qkv|proj|fc1|fc2|reduction)\.norm\.|\.head_shortcut\.|"
     r"\.running_(mean|var)$|\.num_batches_tracked$"
+)
+# Those of the backbone's own layers and attention that depend on its recipe.
+OF_RECIPE = re.compile(
+    r"\.(attn|mlp)\.(\w+_quantizer|(qkv|proj|fc1|fc2)\.(\w+_quantizer|norm|act)|attention|head_shortcut|act)\."
 )
 COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 

@@ -17,6 +17,7 @@ from mmbivit.checks import UserError
 from .content import (
     BINARY_ONLY,
     COMPUTED,
+    OF_RECIPE,
     STAGE_KEY,
     binary_keys,
     check_tensor,
@@ -90,6 +91,8 @@ def register_key_mapping(module: nn.Module, names: ModuleType | None, convert_fo
         if own:
             _match_output_norms(own, current, len(module.stages))
             _fit(own, current, names, from_float)
+        if own and not from_float:
+            _check_recipe(own, current)
         if own and from_float:
             _start_fresh(own, current, binary_keys(module))
         state_dict.update({prefix + key: value for key, value in own.items()})
@@ -161,6 +164,16 @@ def _fit(state_dict: dict[str, Tensor], current: dict[str, Tensor], names: Modul
                 f"the checkpoint is of another arch: {key} has shape {tuple(value.shape)}, "
                 f"this network expects {tuple(expected)}; check arch, mlp_ratio, window_size and spatial_interaction"
             )
+
+
+def _check_recipe(state_dict: dict[str, Tensor], current: dict[str, Tensor]) -> None:
+    """Refuse a binary network whose quantizers, norms of layers or shortcuts are others than this network's."""
+    given, wanted = ({key for key in keys if OF_RECIPE.search(key)} for keys in (state_dict, current))
+    where = "the checkpoint is of another recipe"
+    for key in sorted(given - wanted):
+        raise UserError(f"{where}: it has {key}, which this network has not; give the network the checkpoint's recipe")
+    for key in sorted(wanted - given):
+        raise UserError(f"{where}: it lacks {key}, which this network has; give the network the checkpoint's recipe")
 
 
 def _start_fresh(state_dict: dict[str, Tensor], current: dict[str, Tensor], keys: list[str]) -> None:

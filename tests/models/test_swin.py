@@ -345,3 +345,21 @@ def test_recipes_that_the_documentation_mixes_train():
         loss = network(torch.randn(2, 3, 32, 32))[0].square().mean()
         loss.backward()
         assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in network.parameters()), line
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        ("sibivit", "bit", "it has stages.0.blocks.0.mlp.act.gamma, which this network has not"),
+        ("bit", "sibivit", "it has stages.0.blocks.0.attn.attention.scale.started, which this network has not"),
+        ("reactnet", "sibivit", "it has stages.0.blocks.0.attn.attention.scale.started, which this network has not"),
+        ("sibivit", "bibert", "it has stages.0.blocks.0.attn.proj.input_quantizer.gamma, which this network has not"),
+        ("bivit", "bi-vit", "it has stages.0.blocks.0.attn.proj.weight_quantizer.scale.started, which"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused_in_one_line(trained, given, message):
+    options = dict(arch=dict(embed_dims=8, depths=(1,), num_heads=(2,)), out_indices=(0,))
+    state_dict = BinarySwinTransformer(recipe=trained, **options).state_dict()
+    with pytest.raises(ValueError) as error:
+        BinarySwinTransformer(recipe=given, **options).load_state_dict(state_dict)
+    assert message in str(error.value) and "\n" not in str(error.value)
