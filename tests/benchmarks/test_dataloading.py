@@ -25,7 +25,7 @@ def cfg():
     cfg = get_config("classification/sibivit_swin_t_imagenet")
     cfg.train_dataloader.dataset.pipeline[0].input_size = 32
     cfg.model.num_classes = 8
-    for backbone in (cfg.model.backbone, cfg.custom_hooks[0].teacher):
+    for backbone in (cfg.model.backbone, cfg.custom_hooks[0].teacher.backbone):
         backbone.update(arch=TINY, out_indices=(1,))
     return cfg
 

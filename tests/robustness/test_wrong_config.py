@@ -66,9 +66,7 @@ BACKBONE_CASES = [
     *cases("spatial_interaction.per", ("row", 1, None), spatial_interaction=dict(ratio=1.0)),
     *cases("spatial_interaction.alpha_init", (*NOT_NUMBERS, 1e9, INF), spatial_interaction=dict(ratio=1.0)),
     *cases("stage1", ("both", 1, [])),
-    *cases(
-        "training_stages", (1, "attn", [], {}, [1], [dict(weight=True)], [dict(weights="attn")], [dict(weights=["x"])])
-    ),
+    *cases("training_stages", (1, "attn", {}, [1], [dict(weight=True)], [dict(weights="attn")], [dict(weights=["x"])])),
     *cases("mlp_ratio", (*NOT_NUMBERS, 0, -1, INF, 1e30, 10**9, 1.3, 0.01)),
     *cases("pretrain_img_size", (*NOT_INTEGERS, 0, -4, 10**9, (224,), (224, "x"), (1, 2, 3))),
     *cases("in_channels", (*NOT_INTEGERS, 0, -3, 10**9)),
@@ -134,7 +132,7 @@ PREPROCESSOR_CASES = [
 ]
 
 HOOK_CASES = [
-    *cases("switch_epoch", ("1", 0, -1, 1.5, True, NAN, [], [2, 1], [1, "2"])),
+    *cases("switch_epoch", ("1", 0, -1, 1.5, True, NAN, [2, 1], [1, "2"])),
     *cases("switch_iter", ("1", 0, -1, 1.5, True, NAN)),
     *cases("distill_weight", (*NOT_NUMBERS, -1, INF), switch_epoch=1),
     *cases("distill_loss", (*NOT_DICTS, {}, dict(normalize=True)), switch_epoch=1),
