@@ -19,7 +19,7 @@ custom_hooks = [
         distill_loss=dict(type="mmbivit.BlockMSELoss", normalize=True),
         distill_weight=0.1,
         reset_lr=True,
-        reset_optimizer=True,  # 5 points of top-1: docs/experiments.md
+        reset_optimizer=True,  # docs/experiments.md
     )
 ]
 param_scheduler = [

@@ -29,7 +29,10 @@ _FIELDS_OF = dict(
     input_quantizer=("activations", "sign_ste", "threshold"),
     weight_quantizer=("weight_ste", "weight_center", "weight_scale"),
 )
-PLACES = ("qkv", "heads", "proj", "fc1", "fc2")
+_ACTIVATIONS = ("input_quantizer", *_FIELDS_OF["input_quantizer"])
+_LAYER = ("linear", *_ACTIVATIONS, "weight_quantizer", *_FIELDS_OF["weight_quantizer"], "layer_shortcut")
+# Which fields each of the places has.
+PLACES = {**dict.fromkeys(("qkv", "proj", "fc1", "fc2"), _LAYER), "heads": ("qkv", "qkv_scales", *_ACTIVATIONS)}
 _ATTENTIONS = dict(
     softmax_threshold=lambda heads: SoftmaxThreshold(),
     softmax_select=lambda heads: SoftmaxThreshold(divide=False),
@@ -132,8 +135,7 @@ class Recipe:
             )
         check_keys("recipe.places", self.places, (), PLACES)
         for place, changes in self.places.items():
-            allowed = [field.name for field in fields(Recipe) if field.name not in ("places", "norm", "act")]
-            check_keys(f"recipe.places.{place}", changes, (), allowed)
+            check_keys(f"recipe.places.{place}", changes, (), PLACES[place])
             self.at(place)
 
     def _differs(self, name: str) -> bool:

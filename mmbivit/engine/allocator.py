@@ -1,4 +1,4 @@
-"""glibc's allocator, whose defaults cost training on a CPU a fifth of its time."""
+"""glibc's allocator, whose defaults have training on a CPU ask for new pages in each iteration."""
 
 import ctypes
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmbivit_benchmarks.repeated_runs import mean_and_deviation, train_once
+from mmbivit_benchmarks.repeated_runs import train_once
 
 TOOL = """
 import json, os, sys
@@ -35,8 +35,3 @@ def test_a_run_that_fails_or_logs_nothing_is_an_error_that_names_its_log(tmp_pat
     for _ in range(2):  # the first must not count as done
         with pytest.raises(RuntimeError, match=r"run.log\.txt"):
             train_once(tmp_path / "tool.py", "mask_rcnn_sibivit_swin_t", tmp_path / "run", [], "accuracy/top1")
-
-
-def test_mean_and_sample_deviation():
-    assert mean_and_deviation([0.2, 0.4], 3) == "0.300 ± 0.141"  # sqrt(2 * 0.1**2 / 1)
-    assert mean_and_deviation([71.25], 1) == "71.2"

@@ -66,8 +66,10 @@ def test_gradients_of_weights_go_with_or_without_theta():
         ),
         (dict(attention="sparsemax"), "recipe.attention='sparsemax' is unknown; allowed: 'softmax_threshold', "),
         (dict(layer_shortcut=1), "recipe.layer_shortcut=1"),
-        (dict(places=dict(fc3={})), "recipe.places has no key 'fc3'; allowed: qkv, heads, proj, fc1, fc2"),
+        (dict(places=dict(fc3={})), "recipe.places has no key 'fc3'; allowed: qkv, proj, fc1, fc2, heads"),
         (dict(places=dict(fc2=dict(norm="ln"))), "recipe.places.fc2 has no key 'norm'; allowed: linear, "),
+        (dict(places=dict(fc2=dict(attention="elastic"))), "recipe.places.fc2 has no key 'attention'; allowed: "),
+        (dict(places=dict(heads=dict(weight_ste="plain"))), "recipe.places.heads has no key 'weight_ste'; allowed: "),
         (dict(places=dict(fc2=dict(activations="x"))), "recipe.activations='x' is unknown"),
     ],
 )

@@ -80,3 +80,8 @@ def test_reactnet_has_crops_and_flips_alone():
     preprocessor = cfg.model.data_preprocessor
     assert transform.get("auto_augment") is None and transform.color_jitter is None
     assert (preprocessor.mixup, preprocessor.random_erasing, cfg.model.backbone.drop_path_rate) == (None, None, 0.0)
+
+
+def test_bivits_rate_falls_once():
+    (hook,) = load("classification/methods/bivit_swin_t_imagenet.py").custom_hooks
+    assert (hook.switch_epoch, hook.reset_lr, hook.reset_optimizer) == ([150], False, True)

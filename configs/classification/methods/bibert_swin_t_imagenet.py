@@ -1,9 +1,9 @@
 _base_ = ["../sibivit_swin_t_imagenet.py", "../../_base_/methods/bibert.py"]
 
-model = dict(backbone=dict(recipe=_base_.method.recipe, training_stages=_base_.method.training_stages))
-optim_wrapper = dict(optimizer=_base_.method.optimizer)
+model = _base_.method.model
+optim_wrapper = _base_.method.optim_wrapper
 param_scheduler = _base_.method.param_scheduler
-train_dataloader = dict(batch_size=_base_.method.batch_size // 8)  # on each of 8 GPUs
-auto_scale_lr = dict(base_batch_size=_base_.method.batch_size)
+train_dataloader = _base_.method.train_dataloader
+auto_scale_lr = _base_.method.auto_scale_lr
 custom_hooks = _base_.custom_hooks
 custom_hooks[0].update(_base_.method.hook)

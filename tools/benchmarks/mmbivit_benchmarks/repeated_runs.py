@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from mmbivit.analysis.training_log import read_runs
 from mmbivit.checks import check_integer
 from mmbivit.engine.run_settings import check_seed
 
-__all__ = ["check_runs", "mean_and_deviation", "train_once"]
+__all__ = ["check_runs", "train_once"]
 
 
 def check_runs(seeds: Sequence[int], jobs: int) -> None:
@@ -55,9 +54,3 @@ def train_once(
             raise RuntimeError(f"training {config} failed or logged no {metric}; its log is {work_dir / 'log.txt'}")
         done.write_text(json.dumps(evaluations))
     return json.loads(done.read_text())
-
-
-def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """Format the mean and, of several values, the sample standard deviation: ``0.300 ± 0.141``."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
