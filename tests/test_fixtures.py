@@ -101,7 +101,9 @@ def test_packing_gives_the_file(load_fixture, classifier_configs, tmp_path):
         exact = {} if value.is_floating_point() else dict(rtol=0, atol=0)
         torch.testing.assert_close(tensors[key], value, msg=lambda text, key=key: f"{key}: {text}", **exact)
     written = header(again)
-    later = dict(si_sides=None, norm="bn", patch_norm=True)  # options that came later
+    # options that came later
+    later = dict(si_sides=None, norm="bn", patch_norm=True, selection="ratio", divide=True)
+    later |= dict.fromkeys(("scaled_heads", "residual", "head_shortcut"), False)
     assert {name: written["architecture"].pop(name) for name in later} == later
     described = ("architecture", "model", "dataset_meta", "pipeline")
     assert {key: written[key] for key in described} == {key: header(file)[key] for key in described}

@@ -1,6 +1,6 @@
 """Binarization with torch alone: formulas, quantizers, layers and recipes."""
 
-from .attention import ElasticAttention, ScoreSign, SoftmaxThreshold, relative_position_index
+from .attention import ElasticAttention, KeySelection, ScoreSign, SoftmaxThreshold, relative_position_index
 from .bits import num_bytes, pack_bits, unpack_bits
 from .functional import (
     binarize_weight,
@@ -33,6 +33,7 @@ __all__ = [
     "ElasticAttention",
     "ElasticBinary",
     "HeadShortcut",
+    "KeySelection",
     "LearnedScale",
     "LearnedScaleWeightSign",
     "Quantizer",

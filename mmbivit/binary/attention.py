@@ -9,10 +9,22 @@ from .functional import elastic_binary, score_sign, straight_through, threshold_
 from .learned_scale import LearnedScale
 from .quantizers import ActivationQuantizer
 
-__all__ = ["ElasticAttention", "ScoreSign", "SoftmaxThreshold", "relative_position_index"]
+__all__ = ["ElasticAttention", "KeySelection", "ScoreSign", "SoftmaxThreshold", "relative_position_index"]
 
 
-class SoftmaxThreshold(ActivationQuantizer):
+class KeySelection(ActivationQuantizer):
+    """Base of what selects keys, so that weights are 0, or the same for all keys of a query that are selected.
+
+    Attributes:
+        selection: by what, as packed networks call it: see :class:`mmbivit.packed.modules.PackedAttention`.
+        divide: whether weights are divided by the number of selected keys.
+    """
+
+    selection: str
+    divide = False
+
+
+class SoftmaxThreshold(KeySelection):
     """Binarize attention scores: a key is selected where its softmax reaches a quarter of the row's maximum.
 
     Forward: ``1[p >= ratio * max(p)] / number selected`` with ``p = softmax(scores)`` over the keys. Since
@@ -29,6 +41,8 @@ class SoftmaxThreshold(ActivationQuantizer):
     Shape: scores ``(*, queries, keys)`` -> weights of the same shape, rows sum to 1 if divided; the softmax itself
     where ``binarize`` is off.
     """
+
+    selection = "ratio"
 
     def __init__(self, ratio: float = 0.25, divide: bool = True):
         super().__init__()
@@ -53,7 +67,7 @@ class SoftmaxThreshold(ActivationQuantizer):
         return f"ratio={self.ratio}, divide={self.divide}"
 
 
-class ScoreSign(ActivationQuantizer):
+class ScoreSign(KeySelection):
     """Attention without a softmax: a key is selected where its score is positive (BiBERT).
 
     Forward and backward: :func:`mmbivit.binary.score_sign`. A masked key has a score of ``-inf`` and is never selected.
@@ -72,11 +86,19 @@ class ScoreSign(ActivationQuantizer):
     def forward(self, scores: Tensor) -> Tensor:
         return score_sign(scores, self.zero) if self.binarize else scores.softmax(dim=-1)
 
+    @property
+    def selection(self) -> str:
+        return "nonnegative" if self.zero else "positive"
+
+    def fold(self) -> float:
+        """Return 0, which scores are compared with."""
+        return 0.0
+
     def extra_repr(self) -> str:
         return f"zero={self.zero}"
 
 
-class ElasticAttention(ActivationQuantizer):
+class ElasticAttention(KeySelection):
     """Attention probabilities in {0, alpha}: ``alpha * round(clip(p / alpha, 0, 1))`` with a learned alpha.
 
     See :func:`mmbivit.binary.elastic_binary`, of ``p``, the softmax (BiT; BinaryViT, Eq. 7). With a scale per head it
@@ -90,6 +112,8 @@ class ElasticAttention(ActivationQuantizer):
 
     Shape: scores ``(B, heads, queries, keys)`` -> weights of the same shape; the softmax where ``binarize`` is off.
     """
+
+    selection = "share"
 
     def __init__(
         self, num_heads: int = 1, start: float | None = None, factor: float = 4.0, scale_gradient: bool = True
@@ -105,6 +129,10 @@ class ElasticAttention(ActivationQuantizer):
         if not self.binarize:
             return probabilities
         return elastic_binary(probabilities, self.scale.positive().view(-1, 1, 1), self.scale_gradient)
+
+    def fold(self) -> Tensor:
+        """Return alpha ``(num_heads,)`` or ``(1,)``, float64: packed, a key is selected where ``p >= alpha / 2``."""
+        return self.scale.positive().detach().double()
 
     def _mean(self, probabilities: Tensor) -> Tensor:
         means = probabilities.detach().float().mean(dim=(0, 2, 3))

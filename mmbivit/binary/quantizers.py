@@ -58,12 +58,16 @@ class ActivationQuantizer(Quantizer):
         return None
 
     def fold(self) -> Tensor | float:
-        """Return what packing needs: thresholds ``(C,)``, float64; the output is +1 if ``x >= threshold``, else -1.
+        """Return what packing needs: thresholds ``(C,)``, float64; a bit is 1 if ``x >= threshold``.
 
         Raises:
             ValueError: naming the class, if the output is anything else, so that it cannot be packed.
         """
         raise self._refuse()
+
+    def levels(self) -> Tensor:
+        """Return what the bits 0 and 1 stand for, ``(2, groups)``, float64, for equally many adjacent channels each."""
+        return torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
 
 
 class WeightQuantizer(Quantizer):
@@ -118,7 +122,7 @@ class RSign(ActivationQuantizer):
         return self.gamma
 
     def fold(self) -> Tensor:
-        return torch.zeros(self.num_features).double() if self.gamma is None else self.gamma.detach().double()
+        return _fold(self.gamma, self.num_features)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, ste={self.ste!r}"
@@ -141,6 +145,7 @@ class ScaledSign(ActivationQuantizer):
 
     def __init__(self, num_features: int, threshold: Literal["channel", "none"] = "channel", groups: int = 1):
         super().__init__()
+        self.num_features = num_features
         self.gamma = nn.Parameter(torch.zeros(num_features)) if threshold == "channel" else None
         self.scale = LearnedScale(groups)
 
@@ -152,6 +157,13 @@ class ScaledSign(ActivationQuantizer):
     @property
     def thresholds(self) -> Tensor | None:
         return self.gamma
+
+    def fold(self) -> Tensor:
+        return _fold(self.gamma, self.num_features)
+
+    def levels(self) -> Tensor:
+        alpha = self.scale.positive().detach().double()
+        return torch.stack([-alpha, alpha])
 
 
 class ElasticBinary(ActivationQuantizer):
@@ -169,6 +181,7 @@ class ElasticBinary(ActivationQuantizer):
 
     def __init__(self, num_features: int, threshold: Literal["channel", "none"] = "channel"):
         super().__init__()
+        self.num_features = num_features
         self.gamma = nn.Parameter(torch.zeros(num_features)) if threshold == "channel" else None
         self.scale = LearnedScale(1)
 
@@ -180,6 +193,18 @@ class ElasticBinary(ActivationQuantizer):
     @property
     def thresholds(self) -> Tensor | None:
         return self.gamma
+
+    def fold(self) -> Tensor:
+        return _fold(self.gamma, self.num_features) + self.levels()[1] / 2
+
+    def levels(self) -> Tensor:
+        alpha = self.scale.positive().detach().double()
+        return torch.stack([torch.zeros_like(alpha), alpha])
+
+
+def _fold(gamma: Tensor | None, num_features: int) -> Tensor:
+    """Thresholds ``(C,)``, float64; ``None`` stands for 0."""
+    return torch.zeros(num_features, dtype=torch.float64) if gamma is None else gamma.detach().double()
 
 
 def _mean_magnitudes(x: Tensor, groups: int) -> Tensor:

@@ -56,7 +56,9 @@ def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer, layer_no
 
 
 def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the signs of a layer's weights ``(N, K)`` (booleans), its scales and its biases ``(N,)``, float64.
+    """Return the signs of a layer's weights ``(N, K)`` (booleans), scales and biases ``(N,)`` of its product, float64.
+
+    The product is that of signs, whatever the levels of the input are.
 
     Raises:
         ValueError: if its weights or inputs are float now, as in an earlier training stage, or its weights do not fold.
@@ -66,9 +68,15 @@ def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
             f"has {layer.weight_bits}-bit weights and {layer.input_bits}-bit inputs, which belong to an earlier "
             "training stage; train on to the last, then pack"
         )
+    levels = layer.input_quantizer.levels()
+    if levels.shape[1] != 1:
+        raise UserError(f"has inputs with {levels.shape[1]} scales; expected one, with which its products are scaled")
+    low, high = levels[:, 0]
     signs, scale = layer.weight_quantizer.fold(layer.weight)
-    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-    return signs, scale.double(), bias.double()
+    scale = scale.double()
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
+    sums = 2 * signs.sum(1) - layer.in_features  # of weights -1 and 1
+    return signs, scale * (high - low) / 2, bias + scale * sums * (high + low) / 2
 
 
 def hidden_thresholds(layer: BinaryLinear, quantizer: ActivationQuantizer, act: nn.Module | None = None) -> Tensor:

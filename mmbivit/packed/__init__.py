@@ -2,6 +2,12 @@
 
 from .modules import PackedDualBranchMLP, PackedLinear, PackedPatchMerging, PackedWindowAttention
 from .network import NETWORKS, PackedConfig, PackedNetwork, packed_network
+from .residual import (
+    PackedResidualAttention,
+    PackedResidualLinear,
+    PackedResidualMLP,
+    PackedResidualPatchMerging,
+)
 from .swin import PackedSwinConfig, PackedSwinTransformer
 
 __all__ = [
@@ -11,6 +17,10 @@ __all__ = [
     "PackedLinear",
     "PackedNetwork",
     "PackedPatchMerging",
+    "PackedResidualAttention",
+    "PackedResidualLinear",
+    "PackedResidualMLP",
+    "PackedResidualPatchMerging",
     "PackedSwinConfig",
     "PackedSwinTransformer",
     "PackedWindowAttention",

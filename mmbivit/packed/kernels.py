@@ -32,12 +32,12 @@ PHASES = (
 )
 
 
-def _struct(name: str, pointers: str, integers: str = "", floats: str = "", layout: bool = False) -> type:
+def _struct(name: str, pointers: str, integers: str = "", layout: bool = False) -> type:
     """Make the twin of a struct in csrc/kernels.h."""
     fields = [(field, ctypes.c_void_p) for field in pointers.split()]
+    fields += [("selection_kind", ctypes.c_int64)] * ("selection_limit" in pointers)
     fields += [(f"layout_{field}", ctypes.c_int64) for field in LAYOUT * layout]
     fields += [(field, ctypes.c_int64) for field in integers.split()]
-    fields += [(field, ctypes.c_float) for field in floats.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -47,9 +47,9 @@ LinearArgs = _struct("LinearArgs", "x gain shift weight scale bias rprelu residu
 MergeArgs = _struct("MergeArgs", "x gain shift weight scale bias out", "batch height width channels n")
 AttentionArgs = _struct(
     "AttentionArgs",
-    "x normed gain shift padding qkv_weight qkv_low qkv_width bias value_ratio proj_weight proj_scale proj_bias",
+    "x normed gain shift padding qkv_weight qkv_low qkv_width bias value_ratio value_offset proj_weight proj_scale "
+    "proj_bias selection_step selection_limit",
     "channels heads head_dim",
-    "score_step score_margin",
     layout=True,
 )
 MlpArgs = _struct(
@@ -62,8 +62,32 @@ MlpArgs = _struct(
 
 EmbedArgs = _struct("EmbedArgs", "images weight bias out", "batch in_channels height width patch channels")
 MapArgs = _struct("MapArgs", "x gain shift out", "batch tokens channels")
+
+
+def _layers(*names: str) -> str:
+    """Name the pointers of `struct ResidualLayer` of each layer."""
+    return " ".join(f"{name}_{field}" for name in names for field in ("threshold", "weight", "out"))
+
+
+ResidualLinearArgs = _struct("ResidualLinearArgs", f"x gain shift {_layers('layer')} out", "rows k n")
+ResidualAttentionArgs = _struct(
+    "ResidualAttentionArgs",
+    f"x normed gain shift {_layers('qkv')} head_threshold bias head_out {_layers('proj')} selection_step "
+    "selection_limit",
+    "channels heads head_dim head_shortcut divide",
+    layout=True,
+)
+ResidualMlpArgs = _struct(
+    "ResidualMlpArgs",
+    f"x normed gain shift {_layers('fc1', 'fc2')} si_gain si_shift {_layers('si1', 'si2')} si_alpha si_values",
+    "channels hidden si_hidden",
+    layout=True,
+)
 # The order of `mmbivit_args_size` in csrc/api.cpp.
-ARGS = (PackArgs, MatmulArgs, LinearArgs, MergeArgs, AttentionArgs, MlpArgs, EmbedArgs, MapArgs)
+ARGS = (
+    *(PackArgs, MatmulArgs, LinearArgs, MergeArgs, AttentionArgs, MlpArgs, EmbedArgs, MapArgs),
+    *(ResidualLinearArgs, ResidualAttentionArgs, ResidualMlpArgs),
+)
 
 
 def _is_of_this_version(library: ctypes.CDLL) -> bool:

@@ -4,7 +4,9 @@ They are made by :func:`mmbivit.deploy.pack` or filled from a file; all their te
 :mod:`mmbivit.packed.operators` defines the operators, :mod:`mmbivit.deploy.folding` computes what they take.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,14 @@ from . import operators  # noqa: F401  it registers torch.ops.mmbivit
 from .packing import LANES, num_blocks, num_words, pad_channels, padded
 
 LAYER_NORM_EPS = 1e-5
+# How a key is selected, and what the operators call it.
+SELECTIONS = dict(ratio="below_best", positive="above", nonnegative="above", share="share")
 
 __all__ = [
+    "SELECTIONS",
     "FloatPatchMerging",
     "OutputNorm",
+    "PackedAttention",
     "PackedDualBranchMLP",
     "PackedLinear",
     "PackedPatchMerging",
@@ -82,25 +88,27 @@ class PackedLinear(PackedModule):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-class PackedWindowAttention(PackedModule):
-    """Norm, (shifted) window attention and shortcut, on bits from the first sign to the output projection.
+class PackedAttention(PackedModule):
+    """Base of attention modules: how scores are made and keys selected.
 
     Args:
         embed_dims: channels ``C``.
-        num_heads: heads; each one's channels are padded to a multiple of 16.
+        num_heads: heads.
         window_size: tokens along a window, up to 31.
         scale: factor of the scores.
-        margin: keys are selected down to this below the best score of a query, ``-ln(ratio)``.
+        selection: one of :data:`SELECTIONS`, by which a key is selected: ``'ratio'`` by its share of the largest
+            probability of the query, ``'positive'`` and ``'nonnegative'`` by its score, ``'share'`` by its probability,
+            from a limit of each head.
+        ratio: see ``selection``.
+        divide: whether selected values are divided by their number.
+        scaled_heads: whether each head has a further factor of its scores.
         layer_norm: whether the norm is a LayerNorm, and not folded but for its affine.
 
-    Shape: ``x (B, H*W, C)`` is changed in place.
+    Attributes:
+        step: what one differing bit takes from a score, ``(heads,)``; made of ``scale`` and the heads' own factors.
+        limit: what a score must reach, as the operators take it.
+        position_bias: of each head, query and key, ``(heads, T, T padded)``; -inf on the padding.
     """
-
-    # In the order of the operator. Looked up in _buffers: attributes of modules are slow, and there are many.
-    NAMES = (
-        *("in_affine", "padding", "qkv_weight", "qkv_thresholds", "position_bias", "value_ratio"),
-        *("proj_weight", "proj_affine"),
-    )
 
     def __init__(
         self,
@@ -108,41 +116,86 @@ class PackedWindowAttention(PackedModule):
         num_heads: int,
         window_size: int,
         scale: float,
-        margin: float,
+        selection: str = "ratio",
+        ratio: float = 0.25,
+        divide: bool = True,
+        scaled_heads: bool = False,
         layer_norm: bool = False,
     ):
         super().__init__()
-        self.layer_norm = layer_norm
         self.num_heads = num_heads
         self.head_dim = embed_dims // num_heads
         self.window_size = window_size
         self.scale = scale
-        self.margin = margin
+        self.selection = selection
+        self.ratio = ratio
+        self.divide = divide
+        self.layer_norm = layer_norm
+        self._add("relative_position_bias_table", (2 * window_size - 1) ** 2, num_heads)
+        self.register_buffer("score_scale", torch.ones(num_heads) if scaled_heads else None)
+        self.register_buffer("share", torch.zeros(num_heads) if selection == "share" else None)
+        self._expand()
+        self.register_load_state_dict_post_hook(lambda module, _: module._expand())
+
+    def _expand(self) -> None:
+        """Make what the operators take of what is stored."""
+        table, heads = self.relative_position_bias_table, self.num_heads
+        index = relative_position_index(self.window_size).to(table.device)
+        position_bias = pad_channels(table[index].permute(2, 0, 1), -torch.inf).contiguous()
+        step = torch.full((heads,), 2 * self.scale, device=table.device)
+        if self.score_scale is not None:
+            step = step * self.score_scale
+        # The operators count differing bits down from 0, where a score starts at head_dim equal ones.
+        lowest = -step * (self.head_dim / 2)
+        if self.selection == "share":
+            limit = self.share
+        elif self.selection == "ratio":
+            limit = torch.full((heads,), math.log(self.ratio), device=table.device)
+        else:
+            limit = lowest if self.selection == "nonnegative" else lowest.nextafter(torch.tensor(torch.inf))
+        for name, tensor in dict(position_bias=position_bias, step=step, limit=limit).items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _selection(self) -> tuple[str, Tensor, Tensor]:
+        """Return the arguments ``selection``, ``step`` and ``limit`` of the operators."""
+        return SELECTIONS[self.selection], self._buffers["step"], self._buffers["limit"]
+
+
+class PackedWindowAttention(PackedAttention):
+    """Norm, (shifted) window attention and shortcut, on bits from the first sign to the output projection.
+
+    Args:
+        embed_dims: channels ``C``.
+        num_heads: heads; each one's channels are padded to a multiple of 16.
+        window_size: tokens along a window, up to 31.
+        scale: factor of the scores.
+        options: the others of :class:`PackedAttention`.
+
+    Shape: ``x (B, H*W, C)`` is changed in place.
+    """
+
+    # Looked up in _buffers: attributes of modules are slow, and there are many.
+    NAMES = ("in_affine", "padding", "qkv_weight", "qkv_thresholds", "position_bias")
+    LAST_NAMES = ("value_ratio", "value_offset", "proj_weight", "proj_affine")
+
+    def __init__(self, embed_dims: int, num_heads: int, window_size: int, scale: float, **options: Any):
+        super().__init__(embed_dims, num_heads, window_size, scale, **options)
         inner = num_heads * padded(self.head_dim)
         self._add("in_affine", 2, padded(embed_dims))
         self._add("padding", num_words(embed_dims), dtype=torch.int32)
         self._add_weight("qkv_weight", 3 * inner, embed_dims)
         self._add("qkv_thresholds", 2, 3 * inner, dtype=torch.int32)
-        self._add("relative_position_bias_table", (2 * window_size - 1) ** 2, num_heads)
         self._add("value_ratio", inner)
+        self.register_buffer("value_offset", None if self.divide else torch.zeros(inner))
         self._add_weight("proj_weight", embed_dims, inner)
         self._add("proj_affine", 2, padded(embed_dims))
-        self.register_buffer("position_bias", self._position_bias(), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._expand_position_bias())
-
-    def _position_bias(self) -> Tensor:
-        """Return the bias of each head, query and key, ``(heads, T, T padded)``; -inf on the padding."""
-        index = relative_position_index(self.window_size).to(self.relative_position_bias_table.device)
-        return pad_channels(self.relative_position_bias_table[index].permute(2, 0, 1), -torch.inf).contiguous()
-
-    def _expand_position_bias(self) -> None:
-        self.position_bias = self._position_bias()
 
     def forward(self, x: Tensor, layout: Sequence[int]) -> None:
         """Add attention to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
-        tensors = (self._buffers[name] for name in self.NAMES)
+        first = (self._buffers[name] for name in self.NAMES)
+        last = (self._buffers[name] for name in self.LAST_NAMES)
         normed = layer_normed(x) if self.layer_norm else None
-        torch.ops.mmbivit.window_attention_(x, *tensors, layout, self.head_dim, 2 * self.scale, self.margin, normed)
+        torch.ops.mmbivit.window_attention_(x, *first, *self._selection(), *last, layout, self.head_dim, normed)
 
 
 class PackedDualBranchMLP(PackedModule):
@@ -153,7 +206,7 @@ class PackedDualBranchMLP(PackedModule):
         hidden_dims: hidden width.
         num_tokens: tokens ``T`` of a square that is mixed, such as a window.
         si_hidden: hidden tokens of the spatial interaction; ``None`` for none.
-        layer_norm: see :class:`PackedWindowAttention`.
+        layer_norm: see :class:`PackedAttention`.
 
     Shape: ``x (B, H*W, C)`` is changed in place.
     """

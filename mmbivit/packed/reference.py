@@ -13,11 +13,13 @@ from .thresholds import bits_from_counts
 __all__ = [
     "binary_linear",
     "binary_matmul",
+    "count_differing_rows",
     "dual_branch_mlp_",
     "feature_map",
     "pack_affine",
     "patch_embedding",
     "patch_merging",
+    "select_keys",
     "window_attention_",
     "window_tokens",
 ]
@@ -99,13 +101,15 @@ def window_attention_(
     qkv_weight: Tensor,
     qkv_thresholds: Tensor,
     position_bias: Tensor,
+    selection: str,
+    step: Tensor,
+    limit: Tensor,
     value_ratio: Tensor,
+    value_offset: Tensor | None,
     proj_weight: Tensor,
     proj_affine: Tensor,
     layout: list[int],
     head_dim: int,
-    step: float,
-    margin: float,
     normed: Tensor | None,
 ) -> None:
     """Add window attention to the tokens in place."""
@@ -118,14 +122,25 @@ def window_attention_(
     qkv = qkv.view(len(x), len(index), tokens, 3, heads, qkv.shape[-1] // (3 * heads)).permute(3, 0, 1, 4, 2, 5).float()
     query, key, value = qkv  # (B, windows, heads, tokens, padded head_dim), in {0, 1}
     differing = query @ (1 - key).transpose(-2, -1) + (1 - query) @ key.transpose(-2, -1)
-    scores = position_bias[..., :tokens] - step * differing
+    scores = position_bias[..., :tokens] - step.view(-1, 1, 1) * differing
     scores = scores.masked_fill((region[:, :, None] != region[:, None, :])[:, None], -torch.inf)
-    selected = (scores >= scores.amax(dim=-1, keepdim=True) - margin).float()
-    fires = selected @ value >= value_ratio.view(heads, 1, -1) * selected.sum(dim=-1, keepdim=True)
+    selected = select_keys(scores, selection, limit).float()
+    needed = value_ratio.view(heads, 1, -1) * selected.sum(dim=-1, keepdim=True)
+    if value_offset is not None:
+        needed = needed + value_offset.view(heads, 1, -1)
+    fires = selected @ value >= needed
     fires = fires.permute(0, 1, 3, 2, 4).flatten(-2)  # (B, windows, tokens, heads * padded head_dim)
     out = _scaled(pack_signs(fires).flatten(0, 2), proj_weight, proj_affine, heads * head_dim, x.shape[-1])
     real = index >= 0
     x[:, index[real]] += out.view(len(x), *index.shape, x.shape[-1])[:, real]
+
+
+def select_keys(scores: Tensor, selection: str, limit: Tensor) -> Tensor:
+    """Select keys by their scores ``(*, heads, queries, keys)``: booleans."""
+    limit = limit.view(-1, 1, 1)
+    if selection == "below_best":
+        return scores >= scores.amax(dim=-1, keepdim=True) + limit
+    return (scores.log_softmax(dim=-1) if selection == "share" else scores) >= limit
 
 
 def dual_branch_mlp_(
@@ -169,16 +184,16 @@ def _spatial_interaction(
     windows = torch.addcmul(shift, x, gain)[:, index.clamp(min=0)]
     windows = windows.masked_fill((index < 0)[..., None], 0.0).transpose(-2, -1)  # (B, windows, C, tokens)
     bits = pack_signs(windows >= gamma)
-    bits = pack_signs(bits_from_counts(_count_rows(bits, weight1), thresholds1))
+    bits = pack_signs(bits_from_counts(count_differing_rows(bits, weight1), thresholds1))
     scale, bias = affine2
-    mixed = ((hidden - 2 * _count_rows(bits, weight2)) * scale + bias).transpose(-2, -1) * alpha[:channels]
+    mixed = ((hidden - 2 * count_differing_rows(bits, weight2)) * scale + bias).transpose(-2, -1) * alpha[:channels]
     real = index >= 0
     out = torch.zeros_like(x)
     out[:, index[real]] = mixed[:, real]
     return out
 
 
-def _count_rows(a: Tensor, weight: Tensor) -> Tensor:
+def count_differing_rows(a: Tensor, weight: Tensor) -> Tensor:
     """Count differing bits of ``(*, words)`` and plain rows ``(N, words)`` -> ``(*, N)``."""
     differing = unpack_signs(a, a.shape[-1] * WORD_BITS).float()
     rows = unpack_signs(weight, weight.shape[-1] * WORD_BITS).float()

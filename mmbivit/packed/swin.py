@@ -1,17 +1,17 @@
 """The packed Swin Transformer: the inference twin of ``mmbivit.BinarySwinTransformer``, needing torch alone."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmbivit.checks import UserError
+from mmbivit.checks import UserError, check_choice
 
 from .modules import (
+    SELECTIONS,
     FloatPatchMerging,
     OutputNorm,
     PackedDualBranchMLP,
@@ -20,6 +20,7 @@ from .modules import (
     PatchEmbedding,
 )
 from .network import PackedConfig, PackedNetwork, packed_network
+from .residual import PackedResidualAttention, PackedResidualMLP, PackedResidualPatchMerging
 
 __all__ = ["PackedSwinConfig", "PackedSwinTransformer"]
 
@@ -72,6 +73,11 @@ class PackedSwinConfig(PackedConfig):
         si_sides: tokens along the squares that are mixed, of each stage; ``None`` where those are the windows.
         norm: ``'bn'`` folded into what follows, or ``'ln'``, of which only the affine is.
         patch_norm: whether norms follow the patch embedding and precede patch merging; of LayerNorm alone.
+        selection: what else selects keys; one of :data:`mmbivit.packed.modules.SELECTIONS`.
+        divide: whether selected values are divided by their number.
+        scaled_heads: whether each head has a factor of its scores.
+        residual: whether every binary layer has a shortcut.
+        head_shortcut: whether queries, keys and values are added to the heads' output; of residual networks.
 
     Raises:
         ValueError: if they make no network, or one that the kernels cannot compute.
@@ -95,6 +101,11 @@ class PackedSwinConfig(PackedConfig):
     si_sides: tuple[int, ...] | None = None
     norm: str = "bn"
     patch_norm: bool = True
+    selection: str = "ratio"
+    divide: bool = True
+    scaled_heads: bool = False
+    residual: bool = False
+    head_shortcut: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,11 +121,13 @@ class PackedSwinConfig(PackedConfig):
             raise UserError(f"scales={scales}, select_ratio={ratio}; expected numbers up to 1e5, and one in (0, 1]")
         if self.pos_embed_shape is not None and len(self.pos_embed_shape) != 2:
             raise UserError(f"pos_embed_shape={self.pos_embed_shape}; expected height and width")
-        if self.norm not in ("bn", "ln"):
-            raise UserError(f"norm={self.norm!r}; allowed: 'bn', 'ln'")
-        for name in ("float_downsample", "shift_single_window", "mask_padding", "patch_norm"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name}={getattr(self, name)!r}; expected True or False")
+        check_choice("norm", self.norm, ("bn", "ln"))
+        check_choice("selection", self.selection, SELECTIONS)
+        for field in fields(self):
+            if field.type is bool and not isinstance(getattr(self, field.name), bool):
+                raise UserError(f"{field.name}={getattr(self, field.name)!r}; expected True or False")
+        if self.head_shortcut and not self.residual:
+            raise UserError("head_shortcut=True is of residual networks; expected residual=True, or neither")
 
     @property
     def mixing_sides(self) -> tuple[int, ...]:
@@ -195,20 +208,27 @@ class PackedSwinTransformer(PackedNetwork):
 
     def _stage(self, i: int) -> PackedStage:
         config, channels = self.config, self.num_features[i]
-        window, margin, layer_norm = config.window_size, -math.log(config.select_ratio), config.norm == "ln"
+        window, layer_norm = config.window_size, config.norm == "ln"
         tokens = config.mixing_sides[i] ** 2
         si_hidden = config.mixing_hidden[i] if config.mixing_hidden else None
+        attention_class, mlp_class = PackedWindowAttention, PackedDualBranchMLP
+        options = dict(selection=config.selection, ratio=config.select_ratio, divide=config.divide)
+        options |= dict(scaled_heads=config.scaled_heads, layer_norm=layer_norm)
+        if config.residual:
+            attention_class, mlp_class = PackedResidualAttention, PackedResidualMLP
+            options["head_shortcut"] = config.head_shortcut
         blocks = [
             PackedBlock(
-                PackedWindowAttention(channels, config.num_heads[i], window, config.scales[i], margin, layer_norm),
-                PackedDualBranchMLP(channels, config.hidden_dims[i], tokens, si_hidden, layer_norm),
+                attention_class(channels, config.num_heads[i], window, config.scales[i], **options),
+                mlp_class(channels, config.hidden_dims[i], tokens, si_hidden, layer_norm),
                 shift=window // 2 if block % 2 else 0,
             )
             for block in range(config.depths[i])
         ]
         if i == len(config.depths) - 1:
             return PackedStage(blocks, None)
-        merging = FloatPatchMerging if config.float_downsample else PackedPatchMerging
+        merging = PackedResidualPatchMerging if config.residual else PackedPatchMerging
+        merging = FloatPatchMerging if config.float_downsample else merging
         return PackedStage(blocks, merging(channels, layer_norm and config.patch_norm))
 
     @torch.no_grad()

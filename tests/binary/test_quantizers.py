@@ -7,7 +7,9 @@ from torch import nn
 from mmbivit.binary import (
     ActivationQuantizer,
     BinaryLinear,
+    ElasticBinary,
     RSign,
+    ScaledSign,
     SoftmaxThreshold,
     WeightQuantizer,
     WeightSign,
@@ -63,6 +65,19 @@ def test_folds_are_what_forward_computes():
     assert thresholds.dtype == torch.float64 and not thresholds.requires_grad
     assert torch.equal(x >= thresholds, sign(x) > 0)
     assert SoftmaxThreshold(0.5).fold() == 0.5
+
+
+@pytest.mark.parametrize("quantizer", [ScaledSign(6, groups=3), ScaledSign(6, "none"), ElasticBinary(6)], ids=repr)
+def test_levels_are_what_the_bits_of_learned_scales_stand_for(quantizer):
+    torch.manual_seed(0)
+    quantizer.eval()
+    nn.init.uniform_(quantizer.scale.value, 0.3, 2.0)
+    if quantizer.gamma is not None:
+        nn.init.normal_(quantizer.gamma)
+    x = torch.randn(50, 6)
+    low, high = quantizer.levels().repeat_interleave(6 // quantizer.levels().shape[1], dim=1)
+    torch.testing.assert_close(torch.where(x >= quantizer.fold(), high, low).float(), quantizer(x), rtol=0, atol=0)
+    assert RSign(4).levels().tolist() == [[-1], [1]]
 
 
 @pytest.mark.parametrize("fold", [lambda: Negated().fold(), lambda: Tripled().fold(torch.ones(2, 2))])

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mmbivit.binary import BinaryLinear, LearnedScale, RPReLU, RSign
+from mmbivit.binary import BinaryLinear, ElasticBinary, LearnedScale, RPReLU, RSign, ScaledSign
 from mmbivit.models import BinarySwinTransformer, SpatialInteraction
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
@@ -23,7 +23,7 @@ def randomise(module: nn.Module, std: float = 0.3) -> nn.Module:
             nn.init.normal_(m.bias, std=std)
         elif isinstance(m, LearnedScale):
             nn.init.normal_(m.value, mean=0.1, std=0.1)  # some negative
-        elif isinstance(m, RSign) and m.gamma is not None:
+        elif isinstance(m, (RSign, ScaledSign, ElasticBinary)) and m.gamma is not None:
             nn.init.normal_(m.gamma, std=std)
         elif isinstance(m, RPReLU):
             nn.init.normal_(m.gamma, std=std)

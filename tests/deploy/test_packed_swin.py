@@ -19,6 +19,7 @@ from mmbivit.packed.reference import window_tokens
 from tests.deploy.networks import binary_swin, randomise
 
 ALL_PATHS = kernels.available_paths()
+WIDE_ARCH = dict(embed_dims=40, depths=(2, 1), num_heads=(2, 5))
 SMALL_ARCH = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
 
 
@@ -66,6 +67,26 @@ def test_outputs_equal_at_any_size(size):
         dict(recipe=dict(norm="ln"), spatial_interaction=dict(ratio=1.0, axis="grid"), pretrain_img_size=48),
         dict(recipe="bivit"),
         dict(recipe="bivit", spatial_interaction=None, mlp_ratio=4, downsample="float"),
+        dict(recipe="bireal"),
+        dict(recipe="bibert"),
+        dict(recipe="bit"),
+        dict(recipe="bit", spatial_interaction=None, mlp_ratio=4, arch=WIDE_ARCH),
+        dict(recipe=dict(base="bi-vit", threshold="channel")),  # without thresholds, sums of 0 are ties
+        dict(recipe=dict(base="bi-vit", threshold="channel"), arch=WIDE_ARCH),
+        dict(recipe="reactnet"),
+        dict(recipe="reactnet", spatial_interaction=None, mlp_ratio=4, arch=WIDE_ARCH),
+        dict(recipe="reactnet", spatial_interaction=dict(ratio=2.0), downsample="float"),
+        dict(recipe="reactnet", spatial_interaction=dict(ratio=0.5), mask_padding=False),
+        dict(recipe="reactnet", spatial_interaction=dict(ratio=1.0, axis="grid"), pretrain_img_size=48),
+        dict(recipe="reactnet", arch=dict(embed_dims=30, depths=(2, 1), num_heads=(2, 5)), mlp_ratio=1.5),
+        dict(recipe="reactnet", window_size=9, patch_norm=False),
+        dict(recipe=dict(base="reactnet", norm="ln")),
+        dict(recipe=dict(base="reactnet", head_shortcut=False, attention="softmax_threshold")),
+        dict(recipe=dict(base="reactnet", activations="scaled", sign_ste="clip", attention="elastic_heads")),
+        dict(recipe=dict(attention="softmax_select")),
+        dict(recipe=dict(attention="score_positive")),
+        dict(recipe=dict(attention="elastic", activations="scaled")),
+        dict(recipe=dict(activations="elastic", places=dict(heads=dict(activations="sign")))),
         dict(recipe=dict(weight_scale="learned")),
         dict(recipe=dict(threshold="none", weight_center="none", weight_scale="tensor")),
         dict(recipe=dict(weight_center="tensor", sign_ste="poly", weight_ste="plain")),
@@ -218,6 +239,8 @@ def test_config_rebuilds_the_network():
         (dict(select_ratio=0), "in .0, 1."),
         (dict(pos_embed_shape=[3]), "height and width"),
         (dict(mask_padding=1), "True or False"),
+        (dict(selection="best"), "selection='best' is unknown; allowed: 'ratio', 'positive', 'nonnegative', 'share'"),
+        (dict(head_shortcut=True), "head_shortcut=True is of residual networks"),
         (dict(si_hidden=[49]), "si_hidden=.*; expected an entry for each of 2 stages"),
         (dict(si_sides=[7, 7, 7]), "si_sides=.*; expected an entry for each of 2 stages"),
         (dict(si_sides=[7, 200]), "up to 31, 128"),
@@ -242,10 +265,13 @@ def test_stage_1_is_refused():
         (dict(linear="float", downsample="binary"), r"stages.0.blocks.0.attn.qkv is Linear"),
         (dict(qkv="float"), r"stages.0.blocks.0.attn.qkv_quantizer is Identity"),
         (dict(attention="softmax"), r"stages.0.blocks.0.attn.attention is Softmax"),
-        (dict(attention="softmax_select"), r"stages.0.blocks.0.attn.attention does not divide by the number"),
-        ("reactnet", r"stages.0.blocks.0.attn.qkv is ResidualBinaryLinear, which pack.. does not know"),
-        ("bireal", r"stages.0.blocks.0.attn.attention ScoreSign does not fold"),
-        ("bit", r"stages.0.blocks.0.attn.qkv.input_quantizer ScaledSign does not fold"),
+        (dict(activations="elastic"), r"stages.0.blocks.0.attn.qkv_quantizer is ElasticBinary; only signs"),
+        (dict(head_shortcut=True), r"stages.0.blocks.0.attn.head_shortcut can be packed with recipe.layer_shortcut"),
+        (dict(base="reactnet", act="rprelu"), r"stages.0.blocks.0.mlp.act is RPReLU; only Identity"),
+        (
+            dict(base="reactnet", places=dict(fc1=dict(layer_shortcut=False))),
+            r"stages.0.blocks.0.mlp.fc1 is BinaryLinear; only ResidualBinaryLinear",
+        ),
         ("float", "BinarySwinTransformer has no binary layer"),
     ],
 )
@@ -253,6 +279,15 @@ def test_float_parts_are_refused_by_name(recipe, name):
     with pytest.raises(ValueError, match=name):
         network = BinarySwinTransformer(SMALL_ARCH, recipe=recipe, out_indices=(0, 1))
         pack(randomise(network))
+
+
+def test_attention_that_differs_between_blocks_is_refused():
+    network = binary_swin()
+    network.stages[0].blocks[1].attn.attention.ratio = 0.5
+    with pytest.raises(
+        ValueError, match=r"stages.0.blocks.1.attn.attention selects keys by .*0.5.*, but stages.0.blocks.0"
+    ):
+        pack(network)
 
 
 def test_layer_norms_of_another_kind_are_refused_by_name():
@@ -321,8 +356,9 @@ def test_gradients_are_not_recorded():
     assert not any(out.requires_grad for out in outs)
 
 
-def test_compile_and_export_take_the_packed_network():
-    packed, images = pack(binary_swin()), torch.randn(1, 3, 44, 40)
+@pytest.mark.parametrize("recipe", ["sibivit", "reactnet"])
+def test_compile_and_export_take_the_packed_network(recipe):
+    packed, images = pack(binary_swin(recipe=recipe)), torch.randn(1, 3, 44, 40)
     expected = packed(images)
     exported = torch.export.export(packed, (images,)).module()
     compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)

@@ -8,15 +8,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmbivit.binary import BinaryLinear, RPReLU
+from mmbivit.binary import BinaryLinear, ResidualBinaryLinear, RPReLU
 from mmbivit.deploy import pack
-from mmbivit.deploy.packers import pack_linear
-from mmbivit.packed import PackedDualBranchMLP, kernels, operators
+from mmbivit.deploy.packers import pack_linear, pack_residual_linear
+from mmbivit.packed import PackedDualBranchMLP, PackedResidualMLP, PackedWindowAttention, kernels, operators
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, unpack_signs
 from tests.deploy.networks import binary_swin, randomise
 
@@ -222,13 +223,79 @@ def test_an_argument_that_is_not_in_the_cpus_memory_is_refused():
             operators.pack_affine(torch.randn(5, 40), affine)
 
 
-def test_heads_and_scores_that_overflow_are_refused(path):
-    attn = pack(binary_swin()).stages[0].blocks[0].attn
-    for name, value in (("scale", 1e38), ("scale", float("nan")), ("margin", float("inf")), ("margin", -1.0)):
-        broken = copy.copy(attn)
-        setattr(broken, name, value)
-        with pytest.raises(ValueError, match="margin="):
-            broken(torch.randn(1, 16, 8), [4, 4, 7, 3, 1])
+def test_heads_and_selections_that_the_kernels_do_not_know_are_refused(path):
+    for recipe in ("sibivit", "reactnet"):
+        attn = pack(binary_swin(recipe=recipe)).stages[0].blocks[0].attn
+        for name, value, message in (
+            ("head_dim", 1000, "head_dim=1000; allowed: up to 992"),
+            ("limit", torch.zeros(2), "limit is"),
+            ("selection", "best", "selection='best'; allowed: below_best, above, share"),
+        ):
+            broken = copy.deepcopy(attn)
+            if name == "selection":
+                broken._selection = lambda broken=broken: ("best", broken.step, broken.limit)
+            else:
+                setattr(broken, name, value)
+            with pytest.raises(ValueError, match=message):
+                broken(torch.randn(1, 16, 8), [4, 4, 7, 3, 1])
+
+
+@pytest.mark.parametrize(("width", "outputs"), [(1, 4), (33, 99), (96, 96), (96, 48), (60, 12), (40, 30)])
+def test_linear_with_a_shortcut_equals_the_simulated_layers(path, width, outputs):
+    norm = randomise(nn.BatchNorm1d(width))
+    layer = randomise(ResidualBinaryLinear(width, outputs, bias=width == 33))
+    x = torch.randn(61, width)
+    with torch.no_grad():
+        torch.testing.assert_close(pack_residual_linear(layer)(x), layer(x), rtol=2e-5, atol=2e-5)
+        packed, expected = pack_residual_linear(layer, norm), layer(norm(x))
+        torch.testing.assert_close(packed(x), expected, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(packed(x.view(61, 1, width)), expected[:, None], rtol=2e-5, atol=2e-5)
+        assert packed(x[:0]).shape == (0, outputs)
+
+
+def test_layers_with_shortcuts_that_do_not_fit_are_refused(path):
+    layer = pack_residual_linear(randomise(ResidualBinaryLinear(40, 20)))
+    x, tensors = torch.randn(5, 40), layer._layer("layer")
+    for change, message in (
+        (tensors[:2], "layer has 2 tensors"),
+        ([tensors[0][:40], *tensors[1:]], "layer threshold is"),
+        ([tensors[0], tensors[1][:1], tensors[2]], "layer weight is"),
+        ([*tensors[:2], tensors[2][:3]], "layer out is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OPS.residual_linear(x, layer.in_affine, change, 20)
+    mlp = pack(binary_swin(recipe="reactnet")).stages[0].blocks[0].mlp
+    layers = mlp._layer("fc1"), mlp._layer("fc2")
+    si = [mlp.si_affine, *mlp._layer("si1"), *mlp._layer("si2"), mlp.si_alpha]
+    for branch, hidden in ((si[:-1], 49), (si, 0), (si, 20_000), ([*si[:2], si[2][:, :1], *si[3:]], 49)):
+        with pytest.raises(ValueError, match="si "):
+            OPS.residual_mlp_(torch.randn(1, 16, 8), mlp.in_affine, *layers, 24, branch, hidden, [4, 4, 7, 3, 1])
+    attn = pack(binary_swin(recipe="reactnet")).stages[0].blocks[0].attn
+    attn.head_dim = 4
+    with pytest.raises(ValueError, match="1 heads of head_dim=4; expected 8 channels in all"):
+        attn(torch.randn(1, 16, 8), [4, 4, 7, 3, 1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "hw", "hidden"), [(20, 11, (23, 9), 242), (40, 36, (40, 37), 648), (16, 7, (9, 20), 70)]
+)
+def test_windows_of_many_tokens_are_mixed_with_shortcuts_as_by_the_reference(path, channels, side, hw, hidden):
+    tokens = side**2
+    layer = PackedResidualMLP(channels, 2 * channels, tokens, hidden)
+    layer.fill(
+        **{name: torch.randn(tensor.shape) for name, tensor in layer.named_buffers() if "weight" not in name},
+        fc1_weight=pack_weight(random_signs(2 * channels, channels)),
+        fc2_weight=pack_weight(random_signs(channels, 2 * channels)),
+        si1_weight=pack_signs(random_signs(hidden, tokens)),
+        si2_weight=pack_signs(random_signs(tokens, hidden)),
+    )
+    x, layout = torch.randn(2, hw[0] * hw[1], channels), [*hw, side, 0, 0]
+    actual, expected = x.clone(), x.clone()
+    layer(actual, layout)
+    with kernels.use_path("reference"):
+        layer(expected, layout)
+    assert (expected - x).abs().mean() > 1
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_nan_parameters_show(path):
@@ -257,6 +324,40 @@ def test_operators_work_with_compile_and_export(path):
         16,
     )
     torch.library.opcheck(OPS.patch_merging.default, merging)
+    layer = pack_residual_linear(randomise(ResidualBinaryLinear(40, 20)))
+    arguments = torch.randn(5, 40), layer.in_affine, layer._layer("layer"), 20
+    torch.library.opcheck(OPS.residual_linear.default, arguments)
+
+
+def test_keys_are_selected_by_their_softmax(path):
+    """As NumPy computes it, in windows of few and many tokens, with scores far apart and close together."""
+    for window, spread in ((3, 1.0), (7, 1.0), (7, 30.0), (9, 0.01), (12, 4.0)):
+        attn = PackedWindowAttention(32, 1, window, scale=0.2, selection="share", divide=False)
+        tokens = window**2
+        attn.fill(
+            in_affine=torch.stack([torch.ones(32), torch.zeros(32)]),
+            padding=torch.zeros(1, dtype=torch.int32),
+            qkv_weight=pack_weight(torch.eye(32, dtype=torch.bool).repeat(3, 1)),
+            qkv_thresholds=torch.stack([torch.full((96,), 16), torch.full((96,), 32)]),
+            relative_position_bias_table=spread * torch.randn((2 * window - 1) ** 2, 1),
+            share=torch.tensor([0.6 / tokens]).log(),
+            value_ratio=torch.full((32,), 0.5),
+            value_offset=torch.zeros(32),
+            proj_weight=pack_weight(torch.eye(32, dtype=torch.bool)),
+            proj_affine=torch.stack([torch.ones(32), torch.zeros(32)]),
+        )
+        x = torch.randn(1, tokens, 32)
+        signs = np.where(x[0].numpy() >= 0, 1.0, -1.0)
+        # a row of the identity as signs: 1 in its own channel, -1 elsewhere
+        products = 2 * signs - signs.sum(1, keepdims=True)
+        values = np.where(products > 0, 1.0, -1.0)
+        scores = 0.2 * values @ values.T + attn.position_bias[0, :, :tokens].double().numpy()
+        chances = np.exp(scores - scores.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        out = np.where((chances >= 0.6 / tokens) @ values >= 0, 1.0, -1.0)
+        expected = x[0].double().numpy() + 2 * out - out.sum(1, keepdims=True)
+        attn(x, [window, window, window, 0, 1])
+        np.testing.assert_allclose(x[0].numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_number_of_threads_changes_nothing():

@@ -1,6 +1,7 @@
 """One packer for each class of trained networks, known to :func:`mmbivit.deploy.pack` once this is imported."""
 
 from .linear import pack_linear
+from .residual import pack_residual_linear
 from .swin import pack_swin
 
-__all__ = ["pack_linear", "pack_swin"]
+__all__ = ["pack_linear", "pack_residual_linear", "pack_swin"]

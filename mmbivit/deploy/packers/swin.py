@@ -4,26 +4,39 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from mmbivit.binary import ActivationQuantizer, BinaryLinear, LearnedScale, RPReLU, SoftmaxThreshold
+from mmbivit.binary import (
+    BinaryLinear,
+    HeadShortcut,
+    LearnedScale,
+    ResidualBinaryLinear,
+    RPReLU,
+)
 from mmbivit.checks import UserError
 from mmbivit.deploy.folding import fold_linear, hidden_thresholds, norm_affine, sign_affine
 from mmbivit.deploy.registry import packs
 from mmbivit.models import BinarySwinTransformer, DualBranchMLP, SpatialInteraction, WindowAttention
 from mmbivit.models.patch import PatchEmbed
 from mmbivit.models.swin import PatchMerging, SwinBlock, SwinStage
-from mmbivit.packed import PackedSwinConfig, PackedSwinTransformer
+from mmbivit.packed import (
+    PackedResidualAttention,
+    PackedResidualPatchMerging,
+    PackedSwinConfig,
+    PackedSwinTransformer,
+)
 from mmbivit.packed.modules import FloatPatchMerging, PackedDualBranchMLP, PackedPatchMerging, PackedWindowAttention
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels, padded
 from mmbivit.packed.swin import PackedBlock
 
 from .checks import check_backbone, expect, named
+from .heads import head_tensors, selection_options
+from .residual import pack_residual_attention, pack_residual_merging, pack_residual_mlp
 
 __all__ = ["pack_swin"]
 
 _KNOWN = (
     *(BinarySwinTransformer, SwinStage, SwinBlock, PatchEmbed, PatchMerging),
     *(WindowAttention, DualBranchMLP, SpatialInteraction),
-    *(BinaryLinear, LearnedScale, RPReLU),
+    *(BinaryLinear, ResidualBinaryLinear, HeadShortcut, LearnedScale, RPReLU),
     *(nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.Softmax),
     *(nn.ModuleList, nn.Identity, nn.Dropout, DropPath, nn.GELU, nn.PReLU, nn.ReLU),
 )
@@ -54,9 +67,9 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
     blocks = [stage.blocks[0] for stage in backbone.stages]
     branches = [block.mlp.si for block in blocks]
     sides = tuple(block.mixing_side for block in blocks)
-    ratios = {getattr(block.module.attn.attention, "ratio", 1.0) for block in backbone.blocks()}
-    if len(ratios) > 1:
-        raise UserError(f"the attention of the blocks selects at different ratios {sorted(ratios)}; expected one")
+    attn = blocks[0].attn
+    residual = isinstance(attn.qkv, ResidualBinaryLinear)
+    options = selection_options({f"{block.name}.attn": block.module.attn for block in backbone.blocks()})
     reductions = [stage.downsample.reduction for stage in backbone.stages if stage.downsample is not None]
     return PackedSwinConfig(
         embed_dims=backbone.num_features[0],
@@ -65,7 +78,6 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
         hidden_dims=tuple(block.mlp.fc1.out_features for block in blocks),
         si_hidden=_si_hidden(branches),
         scales=tuple(float(block.attn.scale) for block in blocks),
-        select_ratio=ratios.pop(),
         window_size=blocks[0].window_size,
         patch_size=backbone.patch_embed.patch_size,
         in_channels=backbone.patch_embed.proj.in_channels,
@@ -77,6 +89,10 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
         si_sides=None if branches[0] is None or None in sides else sides,
         norm="ln" if isinstance(blocks[0].norm1, nn.LayerNorm) else "bn",
         patch_norm=backbone.patch_embed.norm is not None,
+        residual=residual,
+        head_shortcut=residual and attn.head_shortcut is not None,
+        select_ratio=options.pop("ratio"),
+        **options,
     )
 
 
@@ -103,6 +119,10 @@ def _pack_patch_embed(backbone: BinarySwinTransformer, packed: PackedSwinTransfo
 
 
 def _pack_block(block: nn.Module, packed: PackedBlock, name: str) -> None:
+    if isinstance(packed.attn, PackedResidualAttention):
+        pack_residual_attention(block, packed.attn, name)
+        pack_residual_mlp(block.mlp, packed.mlp, f"{name}.mlp")
+        return
     _pack_attention(block, packed.attn, name)
     _pack_mlp(block.mlp, packed.mlp, f"{name}.mlp")
 
@@ -110,17 +130,12 @@ def _pack_block(block: nn.Module, packed: PackedBlock, name: str) -> None:
 def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) -> None:
     attn = block.attn
     expect(attn.qkv, f"{name}.attn.qkv", BinaryLinear)
-    if not isinstance(attn.qkv_quantizer, ActivationQuantizer):
-        what = type(attn.qkv_quantizer).__name__
-        raise UserError(f"{name}.attn.qkv_quantizer is {what}; only a quantizer of activations can be packed here")
-    expect(attn.attention, f"{name}.attn.attention", SoftmaxThreshold)
+    if attn.head_shortcut is not None:
+        raise UserError(f"{name}.attn.head_shortcut can be packed with recipe.layer_shortcut=True alone")
     expect(attn.proj, f"{name}.attn.proj", BinaryLinear)
     gamma = attn.proj.input_quantizer.fold()
-    if not attn.attention.divide and gamma.any():
-        raise UserError(
-            f"{name}.attn.attention does not divide by the number of selected keys, and the thresholds of "
-            f"{name}.attn.proj are not 0; expected division, or recipe.threshold='none'"
-        )
+    tensors, value = head_tensors(attn, packed)
+    gamma = gamma / value.repeat_interleave(packed.head_dim)
     head_dim = packed.head_dim
     extra = padded(head_dim) - head_dim
 
@@ -137,14 +152,18 @@ def _pack_attention(block: nn.Module, packed: PackedWindowAttention, name: str) 
     with named(f"{name}.attn.proj"):
         proj_signs, scale, bias = fold_linear(attn.proj)
     low, width = thresholds
+    # (2 * set - selected) / selected >= gamma, or without the division
+    if attn.attention.divide:
+        tensors["value_ratio"] = pad_heads((1 + gamma) / 2, torch.inf)
+    else:
+        tensors["value_ratio"] = pad_heads(torch.full_like(gamma, 0.5), torch.inf)
+        tensors["value_offset"] = pad_heads(gamma / 2)
     packed.fill(
+        **tensors,
         in_affine=in_affine,
         padding=pack_signs(attn.qkv.input_quantizer.fold() <= 0),  # padding is 0 after the norm
         qkv_weight=pack_weight(pad_heads(signs.T).T),
         qkv_thresholds=torch.stack([pad_heads(low), pad_heads(width, -1)]),  # never set
-        relative_position_bias_table=attn.relative_position_bias_table,
-        # (2 * set - selected) / selected >= gamma
-        value_ratio=pad_heads((1 + gamma) / 2, torch.inf),
         proj_weight=pack_weight(pad_heads(proj_signs)),
         proj_affine=pad_channels(torch.stack([scale, bias])),
     )
@@ -200,6 +219,9 @@ def _pack_merging(merging: nn.Module, packed: nn.Module, name: str) -> None:
             gain, shift = norm_affine(merging.norm, merging.reduction.in_features, packed.layer_norm)
         weight = merging.reduction.weight.double()
         packed.fill(weight=weight * gain, bias=weight @ shift)
+        return
+    if isinstance(packed, PackedResidualPatchMerging):
+        pack_residual_merging(merging, packed, name)
         return
     assert isinstance(packed, PackedPatchMerging)
     expect(merging.reduction, f"{name}.reduction", BinaryLinear)

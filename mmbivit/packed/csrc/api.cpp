@@ -69,6 +69,21 @@ int64_t windows_of(const Layout& layout) {
     return layout.batch * ceil_div(layout.height, layout.window) * ceil_div(layout.width, layout.window);
 }
 
+// The MLP over channels, window by window or in rows; where windows are large, the branch over tokens apart from it.
+template <class MlpMemory, class MixMemory, class Args, class Kernel>
+int run_mlp(const Args* args, Kernel mix_in, Kernel mlp, Kernel mix_out, const void* apart, int threads,
+            double* seconds) {
+    const int64_t rows = args->layout.batch * args->layout.height * args->layout.width;
+    const int64_t units = mixes_inside(args) ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
+    const int64_t words = MlpMemory(args, nullptr).words;
+    if (!apart) return run(args, mlp, units, 1, words, threads, seconds);
+    // The branch reads the tokens before the MLP changes them, and adds to them afterwards.
+    const int64_t mixes = windows_of(args->layout) * blocks_of(args->channels), mix_words = MixMemory(args, nullptr).words;
+    return run(args, mix_in, mixes, 1, mix_words, threads, seconds) ||
+           run(args, mlp, units, 1, words, threads, seconds) ||
+           run(args, mix_out, mixes, 1, mix_words, threads, seconds);
+}
+
 }  // namespace
 
 double mmbivit_now() {
@@ -78,7 +93,8 @@ double mmbivit_now() {
 // Sizes of the arguments, in the order of the functions below: kernels.py compares its own structs with them.
 EXPORT int64_t mmbivit_args_size(int function) {
     const size_t sizes[] = {sizeof(PackArgs),      sizeof(MatmulArgs), sizeof(LinearArgs), sizeof(MergeArgs),
-                            sizeof(AttentionArgs), sizeof(MlpArgs),    sizeof(EmbedArgs),  sizeof(MapArgs)};
+                            sizeof(AttentionArgs), sizeof(MlpArgs),    sizeof(EmbedArgs),  sizeof(MapArgs),
+                            sizeof(ResidualLinearArgs), sizeof(ResidualAttentionArgs), sizeof(ResidualMlpArgs)};
     return (int64_t)sizes[function];
 }
 
@@ -123,15 +139,25 @@ EXPORT int mmbivit_attention(const AttentionArgs* args, int path, int threads, d
 }
 
 EXPORT int mmbivit_mlp(const MlpArgs* args, int path, int threads, double* seconds) {
-    const int64_t rows = args->layout.batch * args->layout.height * args->layout.width;
-    const int64_t units = mixes_inside(args) ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
-    const int64_t words = MlpScratch(args, nullptr).words;
-    if (!args->si_bits) return run(args, PATHS[path]->mlp, units, 1, words, threads, seconds);
-    // The branch reads the tokens before the MLP changes them, and adds to them afterwards.
-    const int64_t mixes = windows_of(args->layout) * blocks_of(args->channels), mix_words = MixScratch(args, nullptr).words;
-    return run(args, PATHS[path]->mix_in, mixes, 1, mix_words, threads, seconds) ||
-           run(args, PATHS[path]->mlp, units, 1, words, threads, seconds) ||
-           run(args, PATHS[path]->mix_out, mixes, 1, mix_words, threads, seconds);
+    const CodePath* kernels = PATHS[path];
+    return run_mlp<MlpScratch, MixScratch>(args, kernels->mix_in, kernels->mlp, kernels->mix_out, args->si_bits, threads,
+                                           seconds);
+}
+
+EXPORT int mmbivit_residual_linear(const ResidualLinearArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = ResidualRowScratch(args, nullptr).words;
+    return run(args, PATHS[path]->residual_linear, args->rows, ROWS_AT_A_TIME, words, threads, seconds);
+}
+
+EXPORT int mmbivit_residual_attention(const ResidualAttentionArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = ResidualAttentionScratch(args, nullptr).words;
+    return run(args, PATHS[path]->residual_attention, windows_of(args->layout), 1, words, threads, seconds);
+}
+
+EXPORT int mmbivit_residual_mlp(const ResidualMlpArgs* args, int path, int threads, double* seconds) {
+    const CodePath* kernels = PATHS[path];
+    return run_mlp<ResidualMlpScratch, ResidualMixScratch>(args, kernels->residual_mix_in, kernels->residual_mlp,
+                                                           kernels->residual_mix_out, args->si_values, threads, seconds);
 }
 
 EXPORT int mmbivit_embed(const EmbedArgs* args, int path, int threads, double* seconds) {

@@ -42,24 +42,55 @@ void find_allowed(const int32_t* regions, int64_t tokens, int64_t words, uint32_
     }
 }
 
+// e^x of x <= 0: 2^n times the Taylor series of what is left of x, up to half of ln 2.
+SIMD F16 exp_f(F16 x) {
+    x = max_f(x, broadcast_f(-87.0f));
+    const F16 whole = broadcast_f(12582912.0f);  // 1.5 * 2^23: floats from here on are whole numbers
+    const F16 shifted = mul_add(x, broadcast_f(1.44269504f), whole);
+    const F16 n = sub_f(shifted, whole);
+    // ln 2 in two parts, so that the first product is exact
+    const F16 left = mul_add(n, broadcast_f(2.12194440e-4f), mul_add(n, broadcast_f(-0.693359375f), x));
+    F16 y = broadcast_f(1.0f / 5040);
+    const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    for (float factor : factors) y = mul_add(y, left, broadcast_f(factor));
+    return mul_f(y, as_floats(add(to_exponent(as_bits(shifted)), broadcast(127u << 23))));
+}
+
+SIMD float sum_lanes(F16 a) {
+    float lanes[16], sum = 0;
+    store_f(lanes, a);
+    for (float lane : lanes) sum += lane;
+    return sum;
+}
+
 // Select the keys of one query and return how many they are. VECTORS is the number of key vectors, 0 if only known
 // at run time.
 template <int VECTORS>
 SIMD int select_keys(const uint32_t* query, const uint32_t* keys, int64_t head_words, int64_t padded,
-                     const float* bias, const uint32_t* allowed, float step, float margin, uint32_t* selected) {
+                     const float* bias, const uint32_t* allowed, const Selection& choice, int64_t head,
+                     uint32_t* selected) {
     const int vectors = VECTORS ? VECTORS : (int)(padded / 16);
+    const F16 step = broadcast_f(-choice.step[head]);
     F16 scores[VECTORS ? VECTORS : MOST_TOKEN_VECTORS];
     F16 best = broadcast_f(-INFINITY);
     for (int v = 0; v < vectors; v++) {
         I16 counts = zero();
         for (int64_t w = 0; w < head_words; w++)
             counts = add_counts(counts, count_bits(bit_xor(broadcast(query[w * padded]), load(keys + w * padded + v * 16))));
-        scores[v] = mul_add(to_float(widen_counts(counts)), broadcast_f(-step), load_f(bias + v * 16));
+        scores[v] = mul_add(to_float(widen_counts(counts)), step, load_f(bias + v * 16));
         if (allowed)
             scores[v] = where_f(mask_from_bits(allowed[v / 2] >> v % 2 * 16 & 0xffff), scores[v], broadcast_f(-INFINITY));
         best = max_f(best, scores[v]);
     }
-    const F16 limit = broadcast_f(max_lane(best) - margin);
+    const float highest = max_lane(best);
+    float lowest = choice.limit[head];
+    if (choice.kind == SELECT_BELOW_BEST) lowest += highest;
+    if (choice.kind == SELECT_SHARE) {
+        F16 sum = zero_f();
+        for (int v = 0; v < vectors; v++) sum = add_f(sum, exp_f(sub_f(scores[v], broadcast_f(highest))));
+        lowest += highest + logf(sum_lanes(sum));
+    }
+    const F16 limit = broadcast_f(lowest);
     int number = 0;
     for (int v = 0; v < vectors; v += 2) {
         uint32_t bits = mask_bits(at_least_f(scores[v], limit));
@@ -80,14 +111,15 @@ void attend(const AttentionArgs* args, const AttentionScratch& s, int64_t querie
             const float number = (float)select_keys<VECTORS>(
                 s.queries + head * s.head_words * s.padded_tokens + token, keys, s.head_words, s.padded_tokens,
                 args->bias + (head * s.tokens + token) * s.padded_tokens,
-                masked ? s.allowed + token * s.token_words : nullptr, args->score_step, args->score_margin, s.selected);
+                masked ? s.allowed + token * s.token_words : nullptr, args->selection, head, s.selected);
             for (int64_t b = 0; b < s.head_blocks; b++) {
                 const int64_t c = head * head_channels + b * 16;
                 I16 counts = zero();
                 for (int64_t w = 0; w < s.token_words; w++)
                     counts = add_counts(
                         counts, count_bits(bit_and(load(s.values + w * channels + c), broadcast(s.selected[w]))));
-                const F16 needed = mul_f(load_f(args->value_ratio + c), broadcast_f(number));
+                F16 needed = mul_f(load_f(args->value_ratio + c), broadcast_f(number));
+                if (args->value_offset) needed = add_f(needed, load_f(args->value_offset + c));
                 halves(s.out + q * s.out_words)[c / 16] =
                     (uint16_t)mask_bits(at_least_f(to_float(widen_counts(counts)), needed));
             }

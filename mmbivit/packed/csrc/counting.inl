@@ -104,23 +104,24 @@ struct ToIntegers {
     }
 };
 
+SIMD F16 rprelu(F16 y, F16 gamma, F16 slope, F16 zeta) {
+    // The second operand of max and min is the one that lets NaN through.
+    const F16 shifted = sub_f(y, gamma);
+    return add_f(add_f(max_f(zero_f(), shifted), mul_f(min_f(zero_f(), shifted), slope)), zeta);
+}
+
 // scale * accumulator + bias, through RPReLU if there is one, plus what `add` holds if anything is added.
 template <bool ADD, bool RPRELU>
 struct ToFloats {
     float* const* out;
     const float* const* add;
-    const float *scale, *bias, *rprelu;
+    const float *scale, *bias, *act;
     int64_t k, n, padded;
 
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
         const int64_t c = block * 16;
         F16 y = mul_add(to_float(accumulator(count, k)), load_f(scale + c), load_f(bias + c));
-        if (RPRELU) {
-            // The second operand of max and min is the one that lets NaN through.
-            const F16 shifted = sub_f(y, load_f(rprelu + c));
-            const F16 negative = mul_f(min_f(zero_f(), shifted), load_f(rprelu + padded + c));
-            y = add_f(add_f(max_f(zero_f(), shifted), negative), load_f(rprelu + 2 * padded + c));
-        }
+        if (RPRELU) y = rprelu(y, load_f(act + c), load_f(act + padded + c), load_f(act + 2 * padded + c));
         if (c + 16 <= n) {
             if (ADD) y = add_f(y, load_f(add[row] + c));
             store_f(out[row] + c, y);

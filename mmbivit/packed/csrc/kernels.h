@@ -60,6 +60,19 @@ typedef struct {
     int64_t mask_padding;        // real tokens do not attend to padding
 } Layout;
 
+// Which keys a query selects: those whose score reaches the limit of their head.
+enum SelectionKind {
+    SELECT_BELOW_BEST,  // the best score of the query plus the limit, which is negative
+    SELECT_ABOVE,       // the limit itself
+    SELECT_SHARE,       // where the softmax is e^limit
+};
+
+typedef struct {
+    const float* step;           // (heads): what one differing bit takes from a score, 2 * scale
+    const float* limit;          // (heads)
+    int64_t kind;
+} Selection;
+
 // x += proj(attention(qkv(sign(norm(x))))), window by window. Gain and shift are of the norm and the signs; where it is
 // a LayerNorm, they are of what it makes of x before its own, which is `normed`.
 typedef struct {
@@ -72,14 +85,14 @@ typedef struct {
     const uint32_t* qkv_low;     // thresholds on counts, (3 * heads * head_blocks * 16)
     const uint32_t* qkv_width;
     const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding
-    const float* value_ratio;    // share of selected keys with a set bit from which on an output is +1
+    const float* value_ratio;    // an output is +1 if the selected keys with a set bit are as many as this share of all
+    const float* value_offset;   // that are selected, plus this; or null for 0
     const uint32_t* proj_weight; // (blocks, words of heads * head_blocks * 16, 16)
     const float* proj_scale;     // (blocks * 16)
     const float* proj_bias;      // (blocks * 16)
+    Selection selection;
     Layout layout;
     int64_t channels, heads, head_dim;
-    float score_step;            // what one differing bit takes from a score: 2 * scale
-    float score_margin;          // keys are selected down to this below the best score of their query
 } AttentionArgs;
 
 // x += MLP(sign(norm(x))) + alpha * SI(norm(x)^T)^T; gain and shift as above.
@@ -108,6 +121,58 @@ typedef struct {
     Layout layout;
     int64_t channels, hidden, si_hidden;
 } MlpArgs;
+
+// A binary linear layer with a shortcut: RPReLU(scale * (sign(x - threshold) . w) + bias + R(x)), where R brings x to
+// the width of the output (see residual.inl).
+typedef struct {
+    const float* threshold;      // (k, padded to 16)
+    const uint32_t* weight;      // as in the other structs
+    const float* out;            // (5, n padded to 16): scale, bias, and of RPReLU gamma, slope, zeta
+} ResidualLayer;
+
+// One such layer, of gain * x + shift.
+typedef struct {
+    const float* x;              // (rows, k)
+    const float* gain;           // (k, padded to 16)
+    const float* shift;
+    ResidualLayer layer;
+    float* out;                  // (rows, n)
+    int64_t rows, k, n;
+} ResidualLinearArgs;
+
+// x += proj(heads(attention(sign(qkv(norm(x)))))) with floats in between; otherwise like AttentionArgs.
+typedef struct {
+    float* x;                    // (batch, height * width, channels), changed in place
+    const float* normed;         // like x, or x itself
+    const float* gain;           // (channels, padded to 16)
+    const float* shift;
+    ResidualLayer qkv;           // channels -> 3 * channels
+    const float* head_threshold; // of queries, keys and values, (3 * channels, padded to 16)
+    const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding
+    const float* head_out;       // (5, channels padded to 16): what becomes of the heads' output, like `out` of a layer
+    ResidualLayer proj;          // channels -> channels
+    Selection selection;
+    Layout layout;
+    int64_t channels, heads, head_dim;
+    int64_t head_shortcut;       // queries, keys and values are added before the RPReLU of head_out
+    int64_t divide;              // by the number of selected keys
+} ResidualAttentionArgs;
+
+// x += fc2(fc1(norm(x))) + alpha * si2(si1(norm(x)^T))^T with floats in between; otherwise like MlpArgs.
+typedef struct {
+    float* x;                    // (batch, height * width, channels), changed in place
+    const float* normed;         // like x, or x itself
+    const float* gain;           // (channels, padded to 16)
+    const float* shift;
+    ResidualLayer fc1, fc2;
+    const float* si_gain;        // (channels, padded to 16); null without spatial interaction
+    const float* si_shift;
+    ResidualLayer si1, si2;      // over tokens: neither thresholds nor `out` are padded, weights are rows of words
+    const float* si_alpha;       // (channels, padded to 16)
+    float* si_values;            // (windows, blocks, si_hidden, 16) of large windows, or null
+    Layout layout;
+    int64_t channels, hidden, si_hidden;
+} ResidualMlpArgs;
 
 // Sign of the normalised 2 x 2 neighbours, then a binary linear layer.
 typedef struct {
@@ -158,6 +223,11 @@ typedef struct {
     void (*mix_out)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*embed)(const EmbedArgs*, int64_t begin, int64_t end, Worker*);
     void (*map)(const MapArgs*, int64_t begin, int64_t end, Worker*);
+    void (*residual_linear)(const ResidualLinearArgs*, int64_t begin, int64_t end, Worker*);
+    void (*residual_attention)(const ResidualAttentionArgs*, int64_t begin, int64_t end, Worker*);
+    void (*residual_mlp)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*residual_mix_in)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*residual_mix_out)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
 } CodePath;
 
 #define ROWS_AT_A_TIME 56  // a multiple of all TILE_ROWS

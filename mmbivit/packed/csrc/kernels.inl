@@ -6,3 +6,9 @@
 #include "rows.inl"
 #include "attention.inl"
 #include "mlp.inl"
+#include "residual.inl"
+
+// In the order of `struct CodePath`.
+#define ALL_KERNELS                                                                                      \
+    pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map, residual_linear,           \
+        residual_attention, residual_mlp, residual_mix_in, residual_mix_out

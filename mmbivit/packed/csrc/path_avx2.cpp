@@ -15,5 +15,5 @@
 #pragma clang attribute pop
 #endif
 
-extern const CodePath mmbivit_avx2 = {"avx2", pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map};
+extern const CodePath mmbivit_avx2 = {"avx2", ALL_KERNELS};
 #endif

@@ -16,5 +16,5 @@
 #pragma clang attribute pop
 #endif
 
-extern const CodePath mmbivit_avx512_vpopcntdq = {"avx512_vpopcntdq", pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map};
+extern const CodePath mmbivit_avx512_vpopcntdq = {"avx512_vpopcntdq", ALL_KERNELS};
 #endif

@@ -15,5 +15,5 @@
 #pragma clang attribute pop
 #endif
 
-extern const CodePath mmbivit_avx512bw = {"avx512bw", pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map};
+extern const CodePath mmbivit_avx512bw = {"avx512bw", ALL_KERNELS};
 #endif

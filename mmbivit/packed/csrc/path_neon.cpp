@@ -6,5 +6,5 @@
 
 #include "kernels.inl"
 
-extern const CodePath mmbivit_neon = {"neon", pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map};
+extern const CodePath mmbivit_neon = {"neon", ALL_KERNELS};
 #endif

@@ -64,35 +64,75 @@ struct WindowScratch : Scratch {
     }
 };
 
-struct AttentionScratch : WindowScratch {
-    int64_t tokens, padded_tokens, token_words, head_blocks, head_words, out_words;
+// What turns the bits of queries, keys and values of a window into selected values.
+struct HeadScratch : WindowScratch {
+    int64_t tokens, padded_tokens, token_words, head_blocks, head_words;
     float** real_rows;
-    int32_t *real, *offsets;
-    uint32_t *bits, *queries, *keys, *values, *out, *allowed, *selected;
+    int32_t* real;
+    uint32_t *bits, *queries, *keys, *values, *allowed, *selected;
 
-    AttentionScratch(const AttentionArgs* args, uint32_t* memory)
+    template <class Args>
+    HeadScratch(const Args* args, uint32_t* memory)
         : WindowScratch(args->layout.window * args->layout.window, memory),
           tokens(args->layout.window * args->layout.window),
           padded_tokens(blocks_of(tokens) * 16),
           token_words(words_of(tokens)),
           head_blocks(blocks_of(args->head_dim)),
-          head_words(words_of(head_blocks * 16)),
-          out_words(words_of(args->heads * head_blocks * 16)) {
+          head_words(words_of(head_blocks * 16)) {
         real_rows = take_array<float*>(tokens);
         real = take_array<int32_t>(tokens);
-        offsets = take_array<int32_t>(args->heads * head_blocks);
         bits = take(tokens * words_of(args->channels));
         queries = take(args->heads * head_words * padded_tokens);
         keys = take(args->heads * head_words * padded_tokens);
         values = take(token_words * args->heads * head_blocks * 16);
-        out = take(tokens * out_words);
         allowed = take(tokens * token_words);
         selected = take(token_words);
     }
 };
 
+struct AttentionScratch : HeadScratch {
+    int64_t out_words;
+    int32_t* offsets;
+    uint32_t* out;
+
+    AttentionScratch(const AttentionArgs* args, uint32_t* memory)
+        : HeadScratch(args, memory), out_words(words_of(args->heads * head_blocks * 16)) {
+        offsets = take_array<int32_t>(args->heads * head_blocks);
+        out = take(tokens * out_words);
+    }
+};
+
+struct ResidualRowScratch : Scratch {
+    int64_t stride, out_stride;
+    float *normed, *out;
+    uint32_t* bits;
+
+    ResidualRowScratch(const ResidualLinearArgs* args, uint32_t* memory)
+        : Scratch(memory), stride(blocks_of(args->k) * 16), out_stride(blocks_of(args->n) * 16) {
+        normed = take_array<float>(stride);
+        out = take_array<float>(ROWS_AT_A_TIME * out_stride);
+        bits = take(ROWS_AT_A_TIME * words_of(args->k));
+    }
+};
+
+struct ResidualAttentionScratch : HeadScratch {
+    int64_t stride, qkv_stride, out_stride;
+    float *normed, *qkv, *out;
+
+    ResidualAttentionScratch(const ResidualAttentionArgs* args, uint32_t* memory)
+        : HeadScratch(args, memory),
+          stride(blocks_of(args->channels) * 16),
+          qkv_stride(blocks_of(3 * args->channels) * 16),
+          out_stride(stride + 16) {  // the last block of a head may reach over the end
+        normed = take_array<float>(stride);
+        qkv = take_array<float>(tokens * qkv_stride + 16);
+        out = take_array<float>(tokens * out_stride);
+    }
+};
+
 // Whether both branches are computed a window at a time.
 inline bool mixes_inside(const MlpArgs* args) { return args->si_gain && !args->si_bits; }
+inline bool mixes_inside(const ResidualMlpArgs* args) { return args->si_gain && !args->si_values; }
 
 struct MixScratch : WindowScratch {
     int64_t tokens, token_words, si_words;
@@ -118,6 +158,43 @@ struct MlpScratch : MixScratch {
         bits = take(tokens * words_of(args->channels));
         hidden = take(tokens * words_of(args->hidden));
         si_hidden = take(mixes_inside(args) ? blocks_of(args->channels) * si_words * 16 : 0);
+    }
+};
+
+struct ResidualMixScratch : WindowScratch {
+    int64_t tokens, token_words, si_words;
+    float* token_values;
+    uint32_t *token_bits, *si_bits;
+
+    ResidualMixScratch(const ResidualMlpArgs* args, uint32_t* memory)
+        : ResidualMixScratch(args, args->layout.window * args->layout.window, memory) {}
+
+   protected:
+    ResidualMixScratch(const ResidualMlpArgs* args, int64_t tokens, uint32_t* memory)
+        : WindowScratch(tokens, memory), tokens(tokens), token_words(words_of(tokens)), si_words(words_of(args->si_hidden)) {
+        token_values = take_array<float>(args->si_gain ? tokens * 16 : 0);
+        token_bits = take(token_words * 16);
+        si_bits = take(si_words * 16);
+    }
+};
+
+struct ResidualMlpScratch : ResidualMixScratch {
+    int64_t stride, hidden_stride;
+    float** real_rows;
+    float *normed, *hidden, *skip, *si_values;
+    uint32_t *bits, *hidden_bits;
+
+    ResidualMlpScratch(const ResidualMlpArgs* args, uint32_t* memory)
+        : ResidualMixScratch(args, mixes_inside(args) ? args->layout.window * args->layout.window : ROWS_AT_A_TIME, memory),
+          stride(blocks_of(args->channels) * 16),
+          hidden_stride(blocks_of(args->hidden) * 16) {
+        real_rows = take_array<float*>(tokens);
+        normed = take_array<float>(stride);
+        hidden = take_array<float>(tokens * hidden_stride);
+        skip = take_array<float>(tokens * stride);
+        si_values = take_array<float>(mixes_inside(args) ? blocks_of(args->channels) * args->si_hidden * 16 : 0);
+        bits = take(tokens * words_of(args->channels));
+        hidden_bits = take(tokens * words_of(args->hidden));
     }
 };
 

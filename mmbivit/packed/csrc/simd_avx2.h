@@ -71,6 +71,9 @@ SIMD F16 where_f(M16 where, F16 yes, F16 no) {
     return {_mm256_blendv_ps(no.a, yes.a, _mm256_castsi256_ps(where.a)),
             _mm256_blendv_ps(no.b, yes.b, _mm256_castsi256_ps(where.b))};
 }
+SIMD I16 as_bits(F16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+SIMD F16 as_floats(I16 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+SIMD I16 to_exponent(I16 x) { return {_mm256_slli_epi32(x.a, 23), _mm256_slli_epi32(x.b, 23)}; }
 SIMD uint32_t mask_bits(M16 x) {
     return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(x.a)) |
            (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(x.b)) << 8;

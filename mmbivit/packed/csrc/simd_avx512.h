@@ -37,6 +37,9 @@ SIMD F16 min_f(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 SIMD float max_lane(F16 a) { return _mm512_reduce_max_ps(a); }
 SIMD M16 at_least_f(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 SIMD F16 where_f(M16 where, F16 yes, F16 no) { return _mm512_mask_blend_ps(where, no, yes); }
+SIMD I16 as_bits(F16 a) { return _mm512_castps_si512(a); }
+SIMD F16 as_floats(I16 a) { return _mm512_castsi512_ps(a); }
+SIMD I16 to_exponent(I16 a) { return _mm512_slli_epi32(a, 23); }
 SIMD uint32_t mask_bits(M16 a) { return a; }
 SIMD M16 mask_from_bits(uint32_t a) { return (M16)a; }
 

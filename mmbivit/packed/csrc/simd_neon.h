@@ -57,6 +57,9 @@ SIMD F16 where_f(M16 where, F16 yes, F16 no) {
     QUADS no.v[i] = vbslq_f32(where.v[i], yes.v[i], no.v[i]);
     return no;
 }
+SIMD I16 as_bits(F16 a) { I16 r; QUADS r.v[i] = vreinterpretq_u32_f32(a.v[i]); return r; }
+SIMD F16 as_floats(I16 a) { F16 r; QUADS r.v[i] = vreinterpretq_f32_u32(a.v[i]); return r; }
+SIMD I16 to_exponent(I16 a) { QUADS a.v[i] = vshlq_n_u32(a.v[i], 23); return a; }
 SIMD uint32_t mask_bits(M16 a) {
     const uint32_t weights[4] = {1, 2, 4, 8};
     const uint32x4_t bits = vld1q_u32(weights);

@@ -39,6 +39,9 @@ SIMD F16 min_f(F16 a, F16 b) { LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
 SIMD float max_lane(F16 a) { float r = a.v[0]; LANES r = a.v[i] > r ? a.v[i] : r; return r; }
 SIMD M16 at_least_f(F16 a, F16 b) { M16 r = 0; LANES r |= (uint32_t)(a.v[i] >= b.v[i]) << i; return r; }
 SIMD F16 where_f(M16 where, F16 yes, F16 no) { LANES no.v[i] = where >> i & 1 ? yes.v[i] : no.v[i]; return no; }
+SIMD I16 as_bits(F16 a) { I16 r; memcpy(r.v, a.v, sizeof r.v); return r; }
+SIMD F16 as_floats(I16 a) { F16 r; memcpy(r.v, a.v, sizeof r.v); return r; }
+SIMD I16 to_exponent(I16 a) { LANES a.v[i] <<= 23; return a; }
 SIMD uint32_t mask_bits(M16 a) { return a; }
 SIMD M16 mask_from_bits(uint32_t a) { return a; }
 
