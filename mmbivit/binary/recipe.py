@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from mmbivit.checks import UserError, check_choice, check_flag, check_keys
+from mmbivit.checks import UserError, check_choice, check_flag, check_keys, check_number
 
 from .attention import ElasticAttention, ScoreSign, SoftmaxThreshold
 from .layers import BinaryLinear, HeadShortcut, ResidualBinaryLinear, RPReLU
@@ -83,6 +83,7 @@ class Recipe:
         head_shortcut: queries, keys and values are added to the heads' output (:class:`HeadShortcut`).
         act: ``'rprelu'``, ``'gelu'``, ``'relu'`` or ``'none'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
+        norm_eps: what a LayerNorm adds to the variance; a backbone has that of its float weights.
         places: other values of the fields above in some places: the linear layers ``'qkv'``, ``'proj'``, ``'fc1'`` and
             ``'fc2'`` (those of the token mixing are called so, too), and ``'heads'``, the quantizer of queries, keys
             and values. For example ``dict(fc2=dict(activations='elastic'))``.
@@ -108,6 +109,7 @@ class Recipe:
     head_shortcut: bool = False
     act: Literal["rprelu", "gelu", "relu", "none"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
+    norm_eps: float = 1e-5
     places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +123,7 @@ class Recipe:
                 raise UserError(f"recipe.{name}={value!r}; allowed: a class or function that makes a quantizer")
         if not callable(self.attention):
             check_choice("recipe.attention", self.attention, _ATTENTIONS)
+        check_number("recipe.norm_eps", self.norm_eps, 0, 1, above=True)
         for part, names in _FIELDS_OF.items():
             for name in names:
                 if getattr(self, part) is not None and self._differs(name):
@@ -208,7 +211,7 @@ class Recipe:
     @property
     def norm_layer(self) -> Callable[[int], nn.Module]:
         """The class of norm, called with the number of channels; see :func:`mmbivit.models.layout.norm_tokens`."""
-        return nn.BatchNorm1d if self.norm == "bn" else partial(nn.LayerNorm, eps=1e-5)
+        return nn.BatchNorm1d if self.norm == "bn" else partial(nn.LayerNorm, eps=self.norm_eps)
 
 
 _LN_GELU = dict(norm="ln", act="gelu", threshold="none")

@@ -5,8 +5,9 @@ from mmbivit.packed import NETWORKS, PackedSwinTransformer
 from mmbivit.registry import MODELS
 
 from .arch import ARCHITECTURES
-from .attention import Attention, WindowAttention, find_attention
+from .attention import Attention, MultiHeadAttention, WindowAttention, find_attention
 from .backbone import Backbone, Block, find_block, find_blocks
+from .block import TransformerBlock
 from .classifier import ImageClassifier
 from .layout import TokenLayout, WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
@@ -24,11 +25,13 @@ __all__ = [
     "ClassificationPreprocessor",
     "DualBranchMLP",
     "ImageClassifier",
+    "MultiHeadAttention",
     "PackedSwinTransformer",
     "SpatialInteraction",
     "StagedModule",
     "TokenLayout",
     "TrainingStage",
+    "TransformerBlock",
     "WindowAttention",
     "WindowLayout",
     "find_attention",

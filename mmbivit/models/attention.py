@@ -1,12 +1,14 @@
 """Attention, float or binary."""
 
+from typing import Any
+
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mmbivit.binary import Recipe, relative_position_index
 
-__all__ = ["Attention", "WindowAttention", "find_attention"]
+__all__ = ["Attention", "MultiHeadAttention", "WindowAttention", "find_attention"]
 
 
 class Attention(nn.Module):
@@ -29,31 +31,29 @@ class Attention(nn.Module):
         return (qkv, qkv), (weights, qkv)
 
 
-class WindowAttention(Attention):
-    """Multi-head self-attention inside windows with a relative position bias (Swin; SI-BiViT 4.1).
+class MultiHeadAttention(Attention):
+    """Multi-head self-attention inside groups of tokens (ViT; SI-BiViT 4.1).
 
-    Binary: queries, keys and values are signs with own thresholds (Eq. 3), scores ``q k^T / sqrt(d) + bias`` select
+    Binary: queries, keys and values are signs with own thresholds (Eq. 3), scores ``q k^T / sqrt(d)`` select
     keys (:class:`mmbivit.binary.SoftmaxThreshold`), the selected values are averaged, and both projections are
     binary linear layers.
 
     Args:
         embed_dims: channels ``C``, divisible by ``num_heads``.
         num_heads: number of heads.
-        window_size: height and width of a window in tokens; ``N = window_size**2``.
         recipe: which quantizers to build.
         qkv_bias: add a bias to queries, keys and values.
         qk_scale: factor of the scores, ``head_dim ** -0.5`` by default.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate of the output.
 
-    Shape: ``(num_windows * B, N, C) -> (num_windows * B, N, C)``.
+    Shape: ``(B * groups, n, C) -> (B * groups, n, C)``.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        window_size: int,
         recipe: Recipe,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
@@ -70,34 +70,57 @@ class WindowAttention(Attention):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = recipe.build_linear(embed_dims, embed_dims, place="proj")
         self.proj_drop = nn.Dropout(proj_drop)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def relative_position_bias(self) -> Tensor:
-        """Return the bias of each head, query and key, ``(num_heads, N, N)``."""
-        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+    def position_bias(self) -> Tensor | None:
+        """Return what is added to the scores of each head, query and key, ``(num_heads, n, n)``, if anything is."""
+        return None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend within each window.
+        """Attend within each group.
 
         Args:
-            x: windows ``(B * num_windows, N, C)``.
-            mask: True where a key is masked, ``(num_windows, N, N)``; the same for each image.
+            x: tokens ``(B * groups, n, C)``.
+            mask: True where a key is masked, ``(groups, n, n)``; the same for each image.
         """
         batch, tokens, channels = x.shape
         qkv = self.qkv(x)
         query, key, value = self.qkv_quantizer(qkv).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        scores = (query * self.scale) @ key.transpose(-2, -1) + self.relative_position_bias()
+        scores = (query * self.scale) @ key.transpose(-2, -1)
+        if (bias := self.position_bias()) is not None:
+            scores = scores + bias
         if mask is not None:
-            windows = len(mask)
-            scores = scores.view(-1, windows, self.num_heads, tokens, tokens).masked_fill(mask[:, None], -torch.inf)
+            groups = len(mask)
+            scores = scores.view(-1, groups, self.num_heads, tokens, tokens).masked_fill(mask[:, None], -torch.inf)
             scores = scores.view(batch, self.num_heads, tokens, tokens)
         weights = self.attn_drop(self.attention(scores))
         x = (weights @ value).transpose(1, 2).reshape(batch, tokens, channels)
         if self.head_shortcut is not None:
             x = self.head_shortcut(x, qkv)
         return self.proj_drop(self.proj(x))
+
+
+class WindowAttention(MultiHeadAttention):
+    """Multi-head self-attention inside square windows, whose scores have a relative position bias (Swin).
+
+    Args:
+        embed_dims: channels ``C``, divisible by ``num_heads``.
+        num_heads: number of heads.
+        window_size: height and width of a window in tokens; ``N = window_size**2``.
+        recipe: which quantizers to build.
+        options: those of :class:`MultiHeadAttention`.
+
+    Shape: ``(num_windows * B, N, C) -> (num_windows * B, N, C)``.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, window_size: int, recipe: Recipe, **options: Any):
+        super().__init__(embed_dims, num_heads, recipe, **options)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def position_bias(self) -> Tensor:
+        """Return the bias of each head, query and key, ``(num_heads, N, N)``."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
 
 def find_attention(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:

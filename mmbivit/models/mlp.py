@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, Recipe
 from mmbivit.checks import UserError
 
+from .arch import MixingSettings
 from .layout import TokenLayout, norm_tokens
 
-__all__ = ["DualBranchMLP", "SpatialInteraction"]
+__all__ = ["DualBranchMLP", "SpatialInteraction", "build_mixing"]
 
 
 class Transposed(nn.Module):
@@ -80,6 +81,15 @@ class SpatialInteraction(nn.Module):
     def forward(self, groups: Tensor) -> Tensor:
         mixed = self.fc2(self.act(self.fc1(groups.transpose(1, 2))))
         return self.alpha.to(mixed.dtype) * mixed.transpose(1, 2)
+
+
+def build_mixing(
+    embed_dims: int, num_tokens: int, recipe: Recipe, settings: MixingSettings | None
+) -> SpatialInteraction | None:
+    """Build the token mixing branch over so many tokens, if there are settings of one."""
+    if settings is None:
+        return None
+    return SpatialInteraction(embed_dims, num_tokens, settings.ratio, recipe, settings.alpha_init, settings.per)
 
 
 class DualBranchMLP(nn.Module):

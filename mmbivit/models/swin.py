@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,10 +25,10 @@ from .arch import (
 )
 from .attention import WindowAttention
 from .backbone import Backbone
+from .block import TransformerBlock
 from .layout import WindowLayout, norm_tokens
-from .mlp import DualBranchMLP, SpatialInteraction
+from .mlp import DualBranchMLP, build_mixing
 from .patch import PatchEmbed
-from .recomputation import RecomputableBlock
 
 __all__ = ["BinarySwinTransformer", "PatchMerging", "SwinBlock", "SwinStage"]
 
@@ -63,7 +63,7 @@ class PatchMerging(nn.Module):
         return self.reduction(x), merged
 
 
-class SwinBlock(RecomputableBlock):
+class SwinBlock(TransformerBlock):
     """(Shifted) window attention, then the dual-branch MLP, each with a shortcut.
 
     Args:
@@ -75,9 +75,10 @@ class SwinBlock(RecomputableBlock):
         recipe: which quantizers, activation function and norm to build.
         mixing: settings of the spatial interaction branch; ``None`` for no branch.
         mixing_side: tokens along a square of those that it mixes, where that is no window; ``None`` for windows.
-        qkv_bias, qk_scale, attn_drop, drop, shift_single_window, mask_padding: see :class:`BinarySwinTransformer`.
-        drop_path: probability of dropping a branch of a sample.
-        with_cp: recompute the block in the backward pass.
+        drop: dropout rate of the projection and the MLP.
+        shift_single_window: see :class:`BinarySwinTransformer`.
+        qkv_bias, qk_scale, attn_drop: see :class:`mmbivit.models.MultiHeadAttention`.
+        options: ``drop_path``, ``with_cp`` and ``mask_padding`` of :class:`mmbivit.models.TransformerBlock`.
 
     Shape: ``(B, H*W, C) -> (B, H*W, C)``.
     """
@@ -96,25 +97,26 @@ class SwinBlock(RecomputableBlock):
         qk_scale: float | None = None,
         attn_drop: float = 0.0,
         drop: float = 0.0,
-        drop_path: float = 0.0,
-        with_cp: bool = False,
         shift_single_window: bool = True,
-        mask_padding: bool = True,
+        **options: Any,
     ):
-        super().__init__(with_cp)
+        attn = WindowAttention(
+            embed_dims,
+            num_heads,
+            window_size,
+            recipe,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            attn_drop=attn_drop,
+            proj_drop=drop,
+        )
+        tokens = (mixing_side or window_size) ** 2
+        mlp = DualBranchMLP(embed_dims, hidden_dims, recipe, build_mixing(embed_dims, tokens, recipe, mixing), drop)
+        super().__init__(embed_dims, attn, mlp, recipe, **options)
         self.window_size = window_size
         self.shift = shift
         self.shift_single_window = shift_single_window
-        self.mask_padding = mask_padding
-        self.norm1 = recipe.norm_layer(embed_dims)
-        self.attn = WindowAttention(embed_dims, num_heads, window_size, recipe, qkv_bias, qk_scale, attn_drop, drop)
         self.mixing_side = mixing_side
-        si = None
-        if mixing is not None:
-            tokens = (mixing_side or window_size) ** 2
-            si = SpatialInteraction(embed_dims, tokens, mixing.ratio, recipe, mixing.alpha_init, mixing.per)
-        self.mlp = DualBranchMLP(embed_dims, hidden_dims, recipe, si, drop)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def layout(self, hw_shape: tuple[int, int]) -> WindowLayout:
         """Return how the tokens of a grid of ``hw_shape`` lie in windows."""
@@ -124,12 +126,6 @@ class SwinBlock(RecomputableBlock):
     def mixing_layout(self, hw_shape: tuple[int, int]) -> WindowLayout:
         """Return in which squares of a grid of ``hw_shape`` tokens are mixed."""
         return self.layout(hw_shape) if self.mixing_side is None else WindowLayout(hw_shape, self.mixing_side)
-
-    def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        layout = self.layout(hw_shape)
-        mask = layout.attention_mask(self.mask_padding, x.device)
-        x = x + self.drop_path(layout.merge(self.attn(layout.split(norm_tokens(self.norm1, x)), mask)))
-        return x + self.drop_path(self.mlp(x, self.mixing_layout(hw_shape)))
 
 
 class SwinStage(nn.Module):

@@ -126,7 +126,7 @@ def by_hand(block, x):
     batch, tokens, channels = x.shape
     qkv = sign(linear(attn.qkv, norm(block.norm1, x), binary=True), attn.qkv_quantizer.gamma)
     query, key, value = qkv.view(batch, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    scores = query @ key.transpose(-2, -1) * (channels // attn.num_heads) ** -0.5 + attn.relative_position_bias()
+    scores = query @ key.transpose(-2, -1) * (channels // attn.num_heads) ** -0.5 + attn.position_bias()
     probabilities = scores.softmax(-1)
     selected = (probabilities >= 0.25 * probabilities.amax(-1, keepdim=True)).float()
     heads = (selected / selected.sum(-1, keepdim=True)) @ value
