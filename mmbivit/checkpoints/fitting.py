@@ -25,7 +25,7 @@ from .content import (
     find_state_dict,
     is_float_for,
 )
-from .names import head_name
+from .names import head_name, join_heads
 
 __all__ = ["load_pretrained", "register_classifier_key_mapping", "register_key_mapping"]
 
@@ -104,7 +104,7 @@ def register_classifier_key_mapping(module: nn.Module) -> None:
     """Make a classifier accept whole float classifiers of other implementations.
 
     Before each load, keys of a bare network (none starts with ``backbone.``) are put under ``backbone.``, where the
-    hook of the backbone renames them, and ``head.fc.`` becomes ``head.``.
+    hook of the backbone renames them, ``head.fc.`` becomes ``head.``, and two heads (distilled DeiT) one.
 
     Args:
         module: a :class:`mmbivit.models.ImageClassifier`, with a ``backbone`` and a linear ``head``.
@@ -116,9 +116,9 @@ def register_classifier_key_mapping(module: nn.Module) -> None:
     def hook(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         if not any(key.startswith("backbone.") for key in own):
-            parts = dict(module.named_children())
+            parts = (*dict(module.named_children()), "head_dist")
             own = {key if key.partition(".")[0] in parts else f"backbone.{key}": value for key, value in own.items()}
-        own = {head_name(key): value for key, value in own.items()}
+        own = join_heads({head_name(key): value for key, value in own.items()})
         weight = own.get("head.weight")
         if isinstance(weight, Tensor) and weight.ndim and len(weight) != module.head.out_features:
             raise UserError(

@@ -9,24 +9,29 @@ from .attention import Attention, MultiHeadAttention, WindowAttention, find_atte
 from .backbone import Backbone, Block, find_block, find_blocks
 from .block import TransformerBlock
 from .classifier import ImageClassifier
-from .layout import TokenLayout, WindowLayout
+from .feature_pyramid import SimpleFeaturePyramid
+from .layout import AllTokens, TokenLayout, WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
 from .observation import observed
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule, TrainingStage
 from .swin import BinarySwinTransformer
+from .vit import BinaryVisionTransformer
 
 __all__ = [
     "ARCHITECTURES",
+    "AllTokens",
     "Attention",
     "Backbone",
     "BinarySwinTransformer",
+    "BinaryVisionTransformer",
     "Block",
     "ClassificationPreprocessor",
     "DualBranchMLP",
     "ImageClassifier",
     "MultiHeadAttention",
     "PackedSwinTransformer",
+    "SimpleFeaturePyramid",
     "SpatialInteraction",
     "StagedModule",
     "TokenLayout",

@@ -1,6 +1,6 @@
 """Architectures by name, and checks of what users write in a config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,16 +61,18 @@ def check_settings(**settings: Any) -> None:
         _SETTINGS[name](name, value)
 
 
-def check_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Return channels, depths and heads of an architecture that fits together."""
+def check_arch(
+    arch: str | dict, known: Mapping[str, dict] = ARCHITECTURES
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return channels, depths and heads of an architecture that fits together; those with a name are ``known``."""
     if isinstance(arch, str):
-        if arch not in ARCHITECTURES:
-            names = ", ".join(map(repr, ARCHITECTURES))
+        if arch not in known:
+            names = ", ".join(map(repr, known))
             raise UserError(
                 f"arch={arch!r} is unknown; allowed: {names}, or dict(embed_dims=, depths=, num_heads=)"
-                f"{did_you_mean(arch, ARCHITECTURES)}"
+                f"{did_you_mean(arch, known)}"
             )
-        arch = ARCHITECTURES[arch]
+        arch = known[arch]
     check_keys("arch", arch, ("embed_dims", "depths", "num_heads"))
     embed_dims, depths, num_heads = (arch[key] for key in ("embed_dims", "depths", "num_heads"))
     check_integer("arch.embed_dims", embed_dims, 1, MAX_CHANNELS)

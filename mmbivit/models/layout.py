@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BESIDE", "PADDING", "TokenLayout", "WindowLayout", "norm_tokens"]
+__all__ = ["BESIDE", "PADDING", "AllTokens", "TokenLayout", "WindowLayout", "norm_tokens"]
 
 PADDING, BESIDE = -1, -2  # no token of the grid: what fills up a group, and a token beside the grid
 
@@ -48,6 +48,32 @@ class TokenLayout(ABC):
     def attention_mask(self, mask_padding: bool, device: torch.device | None = None) -> Tensor | None:
         """Return which keys a query must not attend to, ``(groups, n, n)``, or ``None`` if every key is allowed."""
         return None
+
+
+@dataclass(frozen=True)
+class AllTokens(TokenLayout):
+    """One group of all tokens.
+
+    Args:
+        hw_shape: height and width of the grid of tokens.
+        extra_tokens: how many tokens beside the grid come first, such as a class token.
+    """
+
+    hw_shape: tuple[int, int]
+    extra_tokens: int = 0
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return the tokens as they are."""
+        return x
+
+    def merge(self, groups: Tensor) -> Tensor:
+        """Return the tokens as they are."""
+        return groups
+
+    def grid_tokens(self) -> Tensor:
+        """Return which token of the grid each one is, ``(1, n)``."""
+        beside = torch.full((self.extra_tokens,), BESIDE)
+        return torch.cat([beside, torch.arange(self.hw_shape[0] * self.hw_shape[1])])[None]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
 from mmbivit.checkpoints import load_pretrained
 from mmbivit.deploy import pack
 from mmbivit.distill import AttentionRankingLoss, BlockMSELoss, DirectionMatchingLoss, Distiller, DistillTerm
-from mmbivit.models import Attention, Backbone, BinarySwinTransformer, find_blocks
+from mmbivit.models import Attention, Backbone, BinarySwinTransformer, BinaryVisionTransformer, find_blocks
 from mmbivit.registry import MODELS
 
 from .test_backbone import ToyBackbone, ToyModel
@@ -28,12 +28,16 @@ NETWORKS = {
     BinarySwinTransformer: dict(
         arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), out_indices=(0, 1), drop_path_rate=0.0
     ),
+    BinaryVisionTransformer: dict(
+        arch=dict(embed_dims=8, depths=(2,), num_heads=(2,)), patch_size=8, pretrain_img_size=32, drop_path_rate=0.0
+    ),
     ToyBackbone: {},
     ToyViT: {},
 }
 TOY = Recipe(input_quantizer=ScaledSign)  # thresholds with a learnable scale
 SIZES = ((32, 32), (45, 39))
-ODD = {ToyViT: (27, 30)}  # whose token mixing knows one grid
+MIXES = (BinarySwinTransformer, BinaryVisionTransformer)  # which take spatial_interaction
+ODD = dict.fromkeys((ToyViT, BinaryVisionTransformer), (27, 30))  # whose token mixing knows one grid
 
 
 def contract(test):
@@ -50,7 +54,7 @@ def _toy_recipe(monkeypatch):
 def build(cls, recipe) -> Backbone:
     torch.manual_seed(0)
     options = dict(NETWORKS[cls])
-    if cls is BinarySwinTransformer and recipe != "float":
+    if cls in MIXES and recipe != "float":
         options |= dict(mlp_ratio=3, spatial_interaction=dict(ratio=1.0))
     return cls(recipe=recipe, **options)
 

@@ -6,9 +6,22 @@ A backbone gives the module of its family as ``weight_names``. It has three func
 
 import re
 
-__all__ = ["head_name"]
+import torch
+from torch import Tensor
+
+__all__ = ["head_name", "join_heads"]
 
 
 def head_name(key: str) -> str:
     """Return our name of a key of a classifier's head; timm and mmpretrain may have ``head.fc``."""
     return re.sub(r"^head\.fc\.", "head.", key)
+
+
+def join_heads(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make the heads of a distilled DeiT, whose logits are averaged, one of the concatenated tokens."""
+    parts = [[state_dict.get(f"{name}.{part}") for name in ("head", "head_dist")] for part in ("weight", "bias")]
+    if not all(isinstance(tensor, Tensor) for pair in parts for tensor in pair):
+        return state_dict
+    (weight, other_weight), (bias, other_bias) = parts
+    own = {key: value for key, value in state_dict.items() if not key.startswith("head_dist.")}
+    return own | {"head.weight": torch.cat([weight, other_weight], dim=-1) / 2, "head.bias": (bias + other_bias) / 2}
