@@ -5,6 +5,7 @@ from mmbivit.packed import (
     PackedLinear,
     PackedPatchMerging,
     PackedSwinTransformer,
+    PackedVisionTransformer,
     PackedWindowAttention,
 )
 
@@ -16,6 +17,7 @@ __all__ = [
     "PackedLinear",
     "PackedPatchMerging",
     "PackedSwinTransformer",
+    "PackedVisionTransformer",
     "PackedWindowAttention",
     "load",
     "pack",

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU
 from mmbivit.checks import UserError
-from mmbivit.packed.modules import LAYER_NORM_EPS
 from mmbivit.packed.packing import pad_channels
 from mmbivit.packed.thresholds import count_thresholds
 
@@ -17,12 +16,12 @@ __all__ = ["fold_linear", "hidden_thresholds", "norm_affine", "sign_affine"]
 FUNCTIONS = (RPReLU, nn.GELU, nn.PReLU, nn.ReLU, nn.Identity)
 
 
-def norm_affine(norm: nn.Module | None, channels: int, layer_norm: bool = False) -> tuple[Tensor, Tensor]:
+def norm_affine(norm: nn.Module | None, channels: int, layer_norm: float | None = None) -> tuple[Tensor, Tensor]:
     """Return gain and shift ``(C,)``, float64, that equal a BatchNorm in evaluation; 1 and 0 for ``None``.
 
     Args:
         norm: of so many ``channels``.
-        layer_norm: it is a LayerNorm, whose affine alone is returned.
+        layer_norm: eps of the LayerNorm that it is, whose affine alone is returned.
 
     Raises:
         ValueError: for any other norm, a BatchNorm without running statistics, or a LayerNorm with another eps than
@@ -31,8 +30,8 @@ def norm_affine(norm: nn.Module | None, channels: int, layer_norm: bool = False)
     if norm is None:
         return torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     if layer_norm:
-        if not isinstance(norm, nn.LayerNorm) or norm.eps != LAYER_NORM_EPS:
-            raise UserError(f"{norm} cannot be folded; expected LayerNorm with eps={LAYER_NORM_EPS:g}")
+        if not isinstance(norm, nn.LayerNorm) or norm.eps != layer_norm:
+            raise UserError(f"{norm} cannot be folded; expected LayerNorm with eps={layer_norm:g}")
         return norm.weight.detach().double(), norm.bias.detach().double()
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
         raise UserError(f"{type(norm).__name__} cannot be folded; expected BatchNorm with running statistics")
@@ -44,7 +43,7 @@ def norm_affine(norm: nn.Module | None, channels: int, layer_norm: bool = False)
     return gain, shift
 
 
-def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer, layer_norm: bool = False) -> Tensor:
+def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer, layer_norm: float | None = None) -> Tensor:
     """Return gain and shift ``(2, C padded)`` with ``quantizer(norm(x)) = Sign(gain * x + shift)``.
 
     For a LayerNorm, ``x`` there is what it makes of its input before its affine.

@@ -9,6 +9,7 @@ from .residual import (
     PackedResidualPatchMerging,
 )
 from .swin import PackedSwinConfig, PackedSwinTransformer
+from .vit import PackedVisionTransformer, PackedVisionTransformerConfig
 
 __all__ = [
     "NETWORKS",
@@ -23,6 +24,8 @@ __all__ = [
     "PackedResidualPatchMerging",
     "PackedSwinConfig",
     "PackedSwinTransformer",
+    "PackedVisionTransformer",
+    "PackedVisionTransformerConfig",
     "PackedWindowAttention",
     "packed_network",
 ]

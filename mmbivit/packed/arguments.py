@@ -3,8 +3,8 @@
 The native kernels derive every size from the shapes that are checked here, so a wrong one must not get through.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from . import kernels
 from .packing import LANES, num_blocks, num_words
 
 __all__ = [
-    "MOST_MIXED_TOKENS",
-    "MOST_WINDOW_TOKENS",
+    "MOST_TOKENS",
     "SELECTIONS",
+    "Layout",
     "check_inputs",
     "check_layout",
     "check_pair",
@@ -28,11 +28,11 @@ __all__ = [
     "fake_in_place",
     "large_windows",
     "native_path",
+    "read_layout",
     "register",
 ]
 
-MOST_WINDOW_TOKENS = 31 * 31
-MOST_MIXED_TOKENS = 128 * 128  # 16,384: an image of 512 pixels in patches of 4
+MOST_TOKENS = 128 * 128  # 16,384 of a window: an image of 512 pixels in patches of 4
 FEW_TOKENS = 100  # of a window; where one has more, threads share its channels
 MOST_HEAD_CHANNELS = 31 * 32  # whose differing bits the kernels count in bytes
 # The order of `enum SelectionKind` in csrc/kernels.h.
@@ -76,16 +76,65 @@ def check_positive(**sizes: int) -> None:
             raise ValueError(f"{name}={size}; allowed: 1 or more")
 
 
-def check_layout(x: Tensor, layout: Sequence[int], most_tokens: int) -> None:
-    """Raise unless tokens ``(B, height * width, C)`` lie as ``layout`` says, in windows of up to ``most_tokens``."""
-    if x.ndim != 3 or len(layout) != 5:
-        raise ValueError(f"x has {x.ndim} axes and layout {len(layout)} numbers; expected 3 and 5")
-    height, width, window, shift, _ = layout
-    if x.shape[1] != height * width or min(height, width) < 1:
-        raise ValueError(f"x has {x.shape[1]} tokens; layout says {height} x {width}")
-    if not 0 <= shift < window or window**2 > most_tokens:
-        most = math.isqrt(most_tokens)
-        raise ValueError(f"window {window} and shift {shift}; expected 0 <= shift < window <= {most}")
+@dataclass(frozen=True)
+class Layout:
+    """How tokens lie in windows, as operators are told by a list of numbers.
+
+    Args:
+        height: of the grid of tokens.
+        width: of the grid.
+        window_height: tokens along a window.
+        shift: cyclic shift of the windows, in tokens; of square windows alone.
+        mask_padding: whether real tokens do not see padding.
+        window_width: where windows are not square.
+    """
+
+    height: int
+    width: int
+    window_height: int
+    shift: int
+    mask_padding: int
+    window_width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a window."""
+        return self.window_height * self.window_width
+
+    @property
+    def windows(self) -> int:
+        """Windows of an image."""
+        return -(-self.height // self.window_height) * -(-self.width // self.window_width)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers in the order of `struct Layout`, without the batch."""
+        return self.height, self.width, self.window_height, self.window_width, self.shift, self.mask_padding
+
+
+def read_layout(layout: Sequence[int]) -> Layout:
+    """Read height, width, window, shift, mask_padding, and where windows are not square, their width."""
+    if len(layout) not in (5, 6):
+        raise ValueError(f"layout has {len(layout)} numbers; expected 5, or 6")
+    return Layout(*layout, *(layout[2:3] if len(layout) == 5 else ()))
+
+
+def check_layout(x: Tensor, layout: Sequence[int]) -> Layout:
+    """Raise unless tokens ``(B, height * width, C)`` lie as ``layout`` says, in windows that are not too large."""
+    if x.ndim != 3:
+        raise ValueError(f"x has {x.ndim} axes; expected 3")
+    found = read_layout(layout)
+    if x.shape[1] != found.height * found.width or min(found.height, found.width) < 1:
+        raise ValueError(f"x has {x.shape[1]} tokens; layout says {found.height} x {found.width}")
+    sides = found.window_height, found.window_width
+    if min(sides) < 1 or found.tokens > MOST_TOKENS or not 0 <= found.shift < min(sides):
+        raise ValueError(
+            f"window {sides[0]} x {sides[1]} and shift {found.shift}; expected 0 <= shift < window, and up to "
+            f"{MOST_TOKENS} tokens"
+        )
+    if found.shift and sides[0] != sides[1]:
+        raise ValueError(f"window {sides[0]} x {sides[1]} and shift {found.shift}; expected 0 where it is not square")
+    return found
 
 
 def check_selection(selection: str, step: Tensor, limit: Tensor, heads: int, head_dim: int) -> tuple[int, int, int]:
@@ -101,16 +150,14 @@ def check_selection(selection: str, step: Tensor, limit: Tensor, heads: int, hea
     )
 
 
-def large_windows(x: Tensor, layout: Sequence[int], rows: int, dtype: torch.dtype) -> Tensor | None:
+def large_windows(x: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> Tensor | None:
     """Make room ``(windows, blocks, rows, 16)`` for the hidden layer of large windows; ``None`` where they are small.
 
     Where windows are so large that whole ones are too few to share out, threads share their channels.
     """
-    height, width, window = layout[:3]
-    if window**2 <= FEW_TOKENS:
+    if layout.tokens <= FEW_TOKENS:
         return None
-    windows = len(x) * -(-height // window) * -(-width // window)
-    return x.new_empty((windows, num_blocks(x.shape[2]), rows, LANES), dtype=dtype)
+    return x.new_empty((len(x) * layout.windows, num_blocks(x.shape[2]), rows, LANES), dtype=dtype)
 
 
 def native_path(x: Tensor, addresses: Sequence[int | None]) -> int | None:

@@ -25,7 +25,7 @@ PATH_VARIABLE = "MMBIVIT_KERNELS"
 REFERENCE = "reference"
 
 # The order of `struct Layout` and `enum Phase` in csrc/kernels.h.
-LAYOUT = ("batch", "height", "width", "window", "shift", "mask_padding")
+LAYOUT = ("batch", "height", "width", "window_height", "window_width", "shift", "mask_padding")
 PHASES = (
     *("patch embedding", "pack", "qkv", "attention", "proj", "fc1", "fc2", "spatial interaction"),
     *("patch merging", "output norms", "linear"),

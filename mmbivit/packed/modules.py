@@ -48,9 +48,9 @@ class PackedModule(nn.Module):
         self.load_state_dict({name: tensor.to(self.get_buffer(name).dtype) for name, tensor in tensors.items()})
 
 
-def layer_normed(x: Tensor) -> Tensor:
+def layer_normed(x: Tensor, eps: float) -> Tensor:
     """Return tokens without mean and with variance 1 over channels, as LayerNorm makes them before its affine."""
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 class PackedLinear(PackedModule):
@@ -94,7 +94,7 @@ class PackedAttention(PackedModule):
     Args:
         embed_dims: channels ``C``.
         num_heads: heads.
-        window_size: tokens along a window, up to 31.
+        window_size: tokens along a window with relative position biases, up to 31; ``None`` for none.
         scale: factor of the scores.
         selection: one of :data:`SELECTIONS`, by which a key is selected: ``'ratio'`` by its share of the largest
             probability of the query, ``'positive'`` and ``'nonnegative'`` by its score, ``'share'`` by its probability,
@@ -102,25 +102,26 @@ class PackedAttention(PackedModule):
         ratio: see ``selection``.
         divide: whether selected values are divided by their number.
         scaled_heads: whether each head has a further factor of its scores.
-        layer_norm: whether the norm is a LayerNorm, and not folded but for its affine.
+        layer_norm: eps of the norm, if that is a LayerNorm, which is not folded but for its affine; ``None`` for a
+            BatchNorm.
 
     Attributes:
         step: what one differing bit takes from a score, ``(heads,)``; made of ``scale`` and the heads' own factors.
         limit: what a score must reach, as the operators take it.
-        position_bias: of each head, query and key, ``(heads, T, T padded)``; -inf on the padding.
+        position_bias: of each head, query and key, ``(heads, T, T padded)``; -inf on the padding; or ``None``.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        window_size: int,
+        window_size: int | None,
         scale: float,
         selection: str = "ratio",
         ratio: float = 0.25,
         divide: bool = True,
         scaled_heads: bool = False,
-        layer_norm: bool = False,
+        layer_norm: float | None = None,
     ):
         super().__init__()
         self.num_heads = num_heads
@@ -131,18 +132,22 @@ class PackedAttention(PackedModule):
         self.ratio = ratio
         self.divide = divide
         self.layer_norm = layer_norm
-        self._add("relative_position_bias_table", (2 * window_size - 1) ** 2, num_heads)
+        table = None if window_size is None else torch.zeros((2 * window_size - 1) ** 2, num_heads)
+        self.register_buffer("relative_position_bias_table", table)
         self.register_buffer("score_scale", torch.ones(num_heads) if scaled_heads else None)
         self.register_buffer("share", torch.zeros(num_heads) if selection == "share" else None)
+        self._add("in_affine", 2, padded(embed_dims))
         self._expand()
         self.register_load_state_dict_post_hook(lambda module, _: module._expand())
 
     def _expand(self) -> None:
         """Make what the operators take of what is stored."""
-        table, heads = self.relative_position_bias_table, self.num_heads
-        index = relative_position_index(self.window_size).to(table.device)
-        position_bias = pad_channels(table[index].permute(2, 0, 1), -torch.inf).contiguous()
-        step = torch.full((heads,), 2 * self.scale, device=table.device)
+        table, position_bias = self.relative_position_bias_table, None
+        if table is not None:
+            index = relative_position_index(self.window_size).to(table.device)
+            position_bias = pad_channels(table[index].permute(2, 0, 1), -torch.inf).contiguous()
+        device, heads = self.in_affine.device, self.num_heads
+        step = torch.full((heads,), 2 * self.scale, device=device)
         if self.score_scale is not None:
             step = step * self.score_scale
         # The operators count differing bits down from 0, where a score starts at head_dim equal ones.
@@ -150,7 +155,7 @@ class PackedAttention(PackedModule):
         if self.selection == "share":
             limit = self.share
         elif self.selection == "ratio":
-            limit = torch.full((heads,), math.log(self.ratio), device=table.device)
+            limit = torch.full((heads,), math.log(self.ratio), device=device)
         else:
             limit = lowest if self.selection == "nonnegative" else lowest.nextafter(torch.tensor(torch.inf))
         for name, tensor in dict(position_bias=position_bias, step=step, limit=limit).items():
@@ -167,7 +172,7 @@ class PackedWindowAttention(PackedAttention):
     Args:
         embed_dims: channels ``C``.
         num_heads: heads; each one's channels are padded to a multiple of 16.
-        window_size: tokens along a window, up to 31.
+        window_size: tokens along a window with relative position biases, up to 31; ``None`` for none.
         scale: factor of the scores.
         options: the others of :class:`PackedAttention`.
 
@@ -178,10 +183,9 @@ class PackedWindowAttention(PackedAttention):
     NAMES = ("in_affine", "padding", "qkv_weight", "qkv_thresholds", "position_bias")
     LAST_NAMES = ("value_ratio", "value_offset", "proj_weight", "proj_affine")
 
-    def __init__(self, embed_dims: int, num_heads: int, window_size: int, scale: float, **options: Any):
+    def __init__(self, embed_dims: int, num_heads: int, window_size: int | None, scale: float, **options: Any):
         super().__init__(embed_dims, num_heads, window_size, scale, **options)
         inner = num_heads * padded(self.head_dim)
-        self._add("in_affine", 2, padded(embed_dims))
         self._add("padding", num_words(embed_dims), dtype=torch.int32)
         self._add_weight("qkv_weight", 3 * inner, embed_dims)
         self._add("qkv_thresholds", 2, 3 * inner, dtype=torch.int32)
@@ -194,7 +198,7 @@ class PackedWindowAttention(PackedAttention):
         """Add attention to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
         first = (self._buffers[name] for name in self.NAMES)
         last = (self._buffers[name] for name in self.LAST_NAMES)
-        normed = layer_normed(x) if self.layer_norm else None
+        normed = layer_normed(x, self.layer_norm) if self.layer_norm else None
         torch.ops.mmbivit.window_attention_(x, *first, *self._selection(), *last, layout, self.head_dim, normed)
 
 
@@ -215,7 +219,7 @@ class PackedDualBranchMLP(PackedModule):
     SI_NAMES = ("si_affine", "si_gamma", "si_weight1", "si_thresholds1", "si_weight2", "si_affine2", "si_alpha")
 
     def __init__(
-        self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None, layer_norm: bool = False
+        self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None, layer_norm: float | None = None
     ):
         super().__init__()
         self.layer_norm = layer_norm
@@ -239,7 +243,7 @@ class PackedDualBranchMLP(PackedModule):
         """Add both branches to the tokens; ``layout`` is height, width, window, shift, mask_padding."""
         tensors = (self._buffers[name] for name in self.NAMES)
         si = [] if self.si_hidden is None else [self._buffers[name] for name in self.SI_NAMES]
-        normed = layer_normed(x) if self.layer_norm else None
+        normed = layer_normed(x, self.layer_norm) if self.layer_norm else None
         torch.ops.mmbivit.dual_branch_mlp_(x, *tensors, self.hidden_dims, si, self.si_hidden or 0, layout, normed)
 
 
@@ -248,12 +252,12 @@ class PackedPatchMerging(PackedModule):
 
     Args:
         embed_dims: channels ``C``.
-        layer_norm: whether the norm is a LayerNorm.
+        layer_norm: eps of the norm, if that is a LayerNorm.
 
     Shape: ``(B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 2*C)``.
     """
 
-    def __init__(self, embed_dims: int, layer_norm: bool = False):
+    def __init__(self, embed_dims: int, layer_norm: float | None = None):
         super().__init__()
         self.layer_norm = layer_norm
         self.out_features = 2 * embed_dims
@@ -265,7 +269,7 @@ class PackedPatchMerging(PackedModule):
         affines = self.in_affine, self.weight, self.out_affine
         if not self.layer_norm:
             return torch.ops.mmbivit.patch_merging(x, *affines, height, width, self.out_features)
-        rows = layer_normed(join_neighbours(x, height, width))
+        rows = layer_normed(join_neighbours(x, height, width), self.layer_norm)
         out = torch.ops.mmbivit.binary_linear(rows.flatten(0, 1), *affines, self.out_features)
         return out.unflatten(0, rows.shape[:2])
 
@@ -273,7 +277,7 @@ class PackedPatchMerging(PackedModule):
 class FloatPatchMerging(PackedModule):
     """The same with a float projection, into which the norm is folded (``downsample='float'`` of the backbone)."""
 
-    def __init__(self, embed_dims: int, layer_norm: bool = False):
+    def __init__(self, embed_dims: int, layer_norm: float | None = None):
         super().__init__()
         self.layer_norm = layer_norm
         self._add("weight", 2 * embed_dims, 4 * embed_dims)
@@ -281,7 +285,7 @@ class FloatPatchMerging(PackedModule):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         rows = join_neighbours(x, height, width)
-        return F.linear(layer_normed(rows) if self.layer_norm else rows, self.weight, self.bias)
+        return F.linear(layer_normed(rows, self.layer_norm) if self.layer_norm else rows, self.weight, self.bias)
 
 
 def join_neighbours(x: Tensor, height: int, width: int) -> Tensor:
@@ -291,6 +295,14 @@ def join_neighbours(x: Tensor, height: int, width: int) -> Tensor:
     return torch.cat(parts, dim=-1).flatten(1, 2)
 
 
+def position_embedding(embedding: Tensor, shape: tuple[int, int], hw_shape: tuple[int, int]) -> Tensor:
+    """Return a position embedding ``(1, N, C)`` of a grid of ``shape`` for one of ``hw_shape``."""
+    if hw_shape == shape:
+        return embedding
+    grid = embedding.transpose(1, 2).unflatten(2, shape)
+    return F.interpolate(grid, size=hw_shape, mode="bicubic").flatten(2).transpose(1, 2)
+
+
 class PatchEmbedding(PackedModule):
     """Float patch embedding, its norm folded into it.
 
@@ -298,12 +310,12 @@ class PatchEmbedding(PackedModule):
         in_channels: channels of the image.
         embed_dims: channels of a token.
         patch_size: pixels along a patch.
-        layer_norm: whether a LayerNorm follows, which does not fold.
+        layer_norm: eps of a LayerNorm that follows, which does not fold.
 
     Shape: ``(B, in_channels, H, W) -> (B, H'*W', embed_dims)``, ``H' = ceil(H / patch_size)``.
     """
 
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, layer_norm: bool = False):
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, layer_norm: float | None = None):
         super().__init__()
         self.layer_norm = layer_norm
         self.embed_dims = embed_dims
@@ -315,7 +327,7 @@ class PatchEmbedding(PackedModule):
 
     def forward(self, images: Tensor) -> Tensor:
         x = torch.ops.mmbivit.patch_embedding(images, self.weight, self.bias, self.patch_size, self.embed_dims)
-        return F.layer_norm(x, x.shape[-1:], *self.norm, LAYER_NORM_EPS) if self.layer_norm else x
+        return F.layer_norm(x, x.shape[-1:], *self.norm, self.layer_norm) if self.layer_norm else x
 
 
 class OutputNorm(PackedModule):
@@ -323,16 +335,16 @@ class OutputNorm(PackedModule):
 
     Args:
         embed_dims: channels ``C``.
-        layer_norm: whether the norm is a LayerNorm.
+        layer_norm: eps of the norm, if that is a LayerNorm.
 
     Shape: ``(B, H*W, C) -> (B, C, H, W)``.
     """
 
-    def __init__(self, embed_dims: int, layer_norm: bool = False):
+    def __init__(self, embed_dims: int, layer_norm: float | None = None):
         super().__init__()
         self.layer_norm = layer_norm
         self._add("affine", 2, padded(embed_dims))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        x = layer_normed(x) if self.layer_norm else x
+        x = layer_normed(x, self.layer_norm) if self.layer_norm else x
         return torch.ops.mmbivit.feature_map(x, self.affine, height, width)

@@ -3,9 +3,12 @@
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "PackedConfig", "PackedNetwork", "packed_network"]
+from mmbivit.checks import UserError
+
+__all__ = ["NETWORKS", "PackedConfig", "PackedNetwork", "check_images", "packed_network"]
 
 NETWORKS: dict[str, type["PackedNetwork"]] = {}  # by the name of the class, which packed files hold
 
@@ -52,3 +55,11 @@ def packed_network(cls: Network) -> Network:
     """Let packed files and configs name a class of packed networks (a decorator)."""
     NETWORKS[cls.__name__] = cls
     return cls
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raise a ValueError for anything but float32 images ``(B, channels, H, W)``."""
+    if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 1:
+        raise UserError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, H, W)")
+    if images.dtype != torch.float32:
+        raise UserError(f"images are {images.dtype}; packed networks take torch.float32 (normalised pixels)")

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from . import kernels, reference
 from .arguments import (
-    MOST_MIXED_TOKENS,
-    MOST_WINDOW_TOKENS,
+    MOST_TOKENS,
     check_inputs,
     check_layout,
     check_pair,
@@ -57,7 +56,7 @@ define("patch_embedding(Tensor images, Tensor weight, Tensor bias, int patch, in
 define("feature_map(Tensor x, Tensor affine, SymInt height, SymInt width) -> Tensor")
 define(
     "window_attention_(Tensor(a!) x, Tensor in_affine, Tensor padding, Tensor qkv_weight, Tensor qkv_thresholds, "
-    "Tensor position_bias, str selection, Tensor step, Tensor limit, Tensor value_ratio, Tensor? value_offset, "
+    "Tensor? position_bias, str selection, Tensor step, Tensor limit, Tensor value_ratio, Tensor? value_offset, "
     "Tensor proj_weight, Tensor proj_affine, SymInt[] layout, int head_dim, Tensor? normed=None) -> ()"
 )
 define(
@@ -179,7 +178,7 @@ def window_attention_(
     padding: Tensor,
     qkv_weight: Tensor,
     qkv_thresholds: Tensor,
-    position_bias: Tensor,
+    position_bias: Tensor | None,
     selection: str,
     step: Tensor,
     limit: Tensor,
@@ -200,7 +199,7 @@ def window_attention_(
 
     Args:
         padding: bits ``(words)`` of a padding token.
-        position_bias: ``(heads, T, T padded to 16)``, -inf on the padding.
+        position_bias: ``(heads, T, T padded to 16)``, -inf on the padding; ``None`` for 0.
         selection: ``'below_best'`` selects where a score reaches the best one of its query plus ``limit``, ``'above'``
             where it reaches ``limit``, ``'share'`` where the softmax reaches ``exp(limit)``.
         step: ``(heads)``.
@@ -211,9 +210,9 @@ def window_attention_(
         normed: what is signed in place of ``x``, of its shape: where the norm is a LayerNorm, ``x`` without mean and
             with variance 1.
     """
-    check_layout(x, layout, MOST_WINDOW_TOKENS)
-    batch, tokens, channels = x.shape
-    heads = len(position_bias)
+    windows = check_layout(x, layout)
+    batch, _, channels = x.shape
+    heads, tokens = len(step), windows.tokens
     check_positive(channels=channels, heads=heads, head_dim=head_dim)
     choice = check_selection(selection, step, limit, heads, head_dim)
     inner = heads * padded(head_dim)
@@ -223,7 +222,9 @@ def window_attention_(
         check_tensor("padding", padding, (num_words(channels),), torch.int32),
         check_weight("qkv_weight", qkv_weight, 3 * inner, channels),
         *check_pair("qkv_thresholds", qkv_thresholds, 3 * inner, torch.int32),
-        check_tensor("position_bias", position_bias, (heads, layout[2] ** 2, padded(layout[2] ** 2))),
+        None
+        if position_bias is None
+        else check_tensor("position_bias", position_bias, (heads, tokens, padded(tokens))),
         check_tensor("value_ratio", value_ratio, (inner,)),
         None if value_offset is None else check_tensor("value_offset", value_offset, (inner,)),
         check_weight("proj_weight", proj_weight, channels, inner),
@@ -236,7 +237,9 @@ def window_attention_(
             value_offset, proj_weight, proj_affine, layout, head_dim, normed,
         )  # fmt: skip
         return
-    kernels.KERNELS.call("attention", path, kernels.AttentionArgs(*args, batch, *layout, channels, heads, head_dim))
+    kernels.KERNELS.call(
+        "attention", path, kernels.AttentionArgs(*args, batch, *windows.numbers, channels, heads, head_dim)
+    )
 
 
 def dual_branch_mlp_(
@@ -261,7 +264,7 @@ def dual_branch_mlp_(
         layout: height, width, window, shift, mask_padding.
         normed: see :func:`window_attention_`.
     """
-    check_layout(x, layout, MOST_MIXED_TOKENS)
+    windows = check_layout(x, layout)
     batch, tokens, channels = x.shape
     check_positive(channels=channels, hidden=hidden)
     args = (
@@ -271,23 +274,23 @@ def dual_branch_mlp_(
         *check_pair("fc1_thresholds", fc1_thresholds, padded(hidden), torch.int32),
         check_weight("fc2_weight", fc2_weight, channels, hidden),
         *check_pair("fc2_affine", fc2_affine, padded(channels)),
-        *(_check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 10),
+        *(_check_si(si, channels, windows.tokens, si_hidden) if si else [None] * 10),
     )
     if (path := native_path(x, args)) is None:
         reference.dual_branch_mlp_(
             x, in_affine, fc1_weight, fc1_thresholds, fc2_weight, fc2_affine, hidden, si, si_hidden, layout, normed
         )
         return
-    bits = large_windows(x, layout, num_words(si_hidden), torch.int32) if si else None
+    bits = large_windows(x, windows, num_words(si_hidden), torch.int32) if si else None
     address = None if bits is None else bits.data_ptr()
-    kernels.KERNELS.call("mlp", path, kernels.MlpArgs(*args, address, batch, *layout, channels, hidden, si_hidden))
+    kernels.KERNELS.call(
+        "mlp", path, kernels.MlpArgs(*args, address, batch, *windows.numbers, channels, hidden, si_hidden)
+    )
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
-    if len(si) != 7 or not 1 <= hidden <= MOST_MIXED_TOKENS:
-        raise ValueError(
-            f"si has {len(si)} tensors and si_hidden is {hidden}; expected 7, and 1 to {MOST_MIXED_TOKENS}"
-        )
+    if len(si) != 7 or not 1 <= hidden <= MOST_TOKENS:
+        raise ValueError(f"si has {len(si)} tensors and si_hidden is {hidden}; expected 7, and 1 to {MOST_TOKENS}")
     affine, gamma, weight1, thresholds1, weight2, affine2, alpha = si
     return [
         *check_pair("si affine", affine, padded(channels)),

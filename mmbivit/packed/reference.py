@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .arguments import Layout, read_layout
 from .packing import LANES, WORD_BITS, pack_signs, unpack_signs, unpack_weight
 from .thresholds import bits_from_counts
 
@@ -19,6 +20,7 @@ __all__ = [
     "pack_affine",
     "patch_embedding",
     "patch_merging",
+    "query_scores",
     "select_keys",
     "window_attention_",
     "window_tokens",
@@ -67,31 +69,42 @@ def _scaled(bits: Tensor, weight: Tensor, affine: Tensor, k: int, n: int) -> Ten
     return binary_matmul(bits, weight, k, n) * scale + bias
 
 
-def window_tokens(height: int, width: int, window: int, shift: int, mask_padding: bool) -> tuple[Tensor, Tensor]:
+def window_tokens(layout: Layout) -> tuple[Tensor, Tensor]:
     """Find which token lies where in each (shifted) window.
 
     Returns:
         The index of the token, -1 for padding, and a region number: tokens of equal region attend to each other. Both
-        ``(num_windows, window**2)``.
+        ``(num_windows, tokens of a window)``.
     """
-    padded = [-(-size // window) * window for size in (height, width)]
+    sides = layout.window_height, layout.window_width
+    padded = [-(-size // side) * side for size, side in zip((layout.height, layout.width), sides, strict=True)]
     position = [torch.arange(size) for size in padded]
-    y, x = ((axis + shift) % size for axis, size in zip(position, padded, strict=True))
-    index = torch.where((y[:, None] < height) & (x < width), y[:, None] * width + x, -1)
+    y, x = ((axis + layout.shift) % size for axis, size in zip(position, padded, strict=True))
+    inside = (y[:, None] < layout.height) & (x < layout.width)
+    index = torch.where(inside, y[:, None] * layout.width + x, -1)
     # After a shift the last window along an axis holds tokens of both borders, which are not neighbours.
     rows, columns = (
-        torch.where(axis >= size - window, 1, 0) + torch.where(axis >= size - shift, 1, 0)
-        for axis, size in zip(position, padded, strict=True)
+        torch.where(axis >= size - side, 1, 0) + torch.where(axis >= size - layout.shift, 1, 0)
+        for axis, size, side in zip(position, padded, sides, strict=True)
     )
-    region = rows[:, None] * 3 + columns if shift else torch.zeros_like(index)
-    if mask_padding:
+    region = rows[:, None] * 3 + columns if layout.shift else torch.zeros_like(index)
+    if layout.mask_padding:
         region = region.masked_fill(index < 0, -1)
-    return _to_windows(index, window), _to_windows(region, window)
+    return _to_windows(index, *sides), _to_windows(region, *sides)
 
 
-def _to_windows(grid: Tensor, window: int) -> Tensor:
+def _to_windows(grid: Tensor, high: int, wide: int) -> Tensor:
     height, width = grid.shape
-    return grid.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
+    return grid.view(height // high, high, width // wide, wide).transpose(1, 2).reshape(-1, high * wide)
+
+
+def query_scores(query: Tensor, key: Tensor, position_bias: Tensor | None, step: Tensor, region: Tensor) -> Tensor:
+    """Score keys ``(B, windows, heads, tokens, head_dim)`` in {0, 1} by differing bits; -inf in other regions."""
+    differing = query @ (1 - key).transpose(-2, -1) + (1 - query) @ key.transpose(-2, -1)
+    scores = -step.view(-1, 1, 1) * differing
+    if position_bias is not None:
+        scores = position_bias[..., : key.shape[-2]] + scores
+    return scores.masked_fill((region[:, :, None] != region[:, None, :])[:, None], -torch.inf)
 
 
 def window_attention_(
@@ -100,7 +113,7 @@ def window_attention_(
     padding: Tensor,
     qkv_weight: Tensor,
     qkv_thresholds: Tensor,
-    position_bias: Tensor,
+    position_bias: Tensor | None,
     selection: str,
     step: Tensor,
     limit: Tensor,
@@ -113,17 +126,14 @@ def window_attention_(
     normed: Tensor | None,
 ) -> None:
     """Add window attention to the tokens in place."""
-    height, width, window, shift, mask_padding = layout
-    index, region = (t.to(x.device) for t in window_tokens(height, width, window, shift, bool(mask_padding)))
-    heads, tokens = position_bias.shape[:2]
+    index, region = (t.to(x.device) for t in window_tokens(read_layout(layout)))
+    heads, tokens = len(step), index.shape[1]
     bits = pack_affine(x if normed is None else normed, in_affine)[:, index.clamp(min=0)]  # (B, windows, tokens, words)
     bits = torch.where((index < 0)[..., None], padding, bits)
     qkv = bits_from_counts(count_differing(bits.flatten(0, 2), qkv_weight), qkv_thresholds)
     qkv = qkv.view(len(x), len(index), tokens, 3, heads, qkv.shape[-1] // (3 * heads)).permute(3, 0, 1, 4, 2, 5).float()
     query, key, value = qkv  # (B, windows, heads, tokens, padded head_dim), in {0, 1}
-    differing = query @ (1 - key).transpose(-2, -1) + (1 - query) @ key.transpose(-2, -1)
-    scores = position_bias[..., :tokens] - step.view(-1, 1, 1) * differing
-    scores = scores.masked_fill((region[:, :, None] != region[:, None, :])[:, None], -torch.inf)
+    scores = query_scores(query, key, position_bias, step, region)
     selected = select_keys(scores, selection, limit).float()
     needed = value_ratio.view(heads, 1, -1) * selected.sum(dim=-1, keepdim=True)
     if value_offset is not None:
@@ -179,7 +189,7 @@ def _spatial_interaction(
     layout: list[int],
 ) -> Tensor:
     channels = x.shape[-1]
-    index = window_tokens(*layout[:4], mask_padding=False)[0].to(x.device)
+    index = window_tokens(read_layout(layout))[0].to(x.device)
     gain, shift = affine[:, :channels]
     windows = torch.addcmul(shift, x, gain)[:, index.clamp(min=0)]
     windows = windows.masked_fill((index < 0)[..., None], 0.0).transpose(-2, -1)  # (B, windows, C, tokens)

@@ -58,18 +58,18 @@ class PackedResidualPatchMerging(PackedResidualLinear):
 
     Args:
         embed_dims: channels ``C``.
-        layer_norm: whether the norm is a LayerNorm.
+        layer_norm: eps of the norm, if that is a LayerNorm.
 
     Shape: ``(B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 2*C)``.
     """
 
-    def __init__(self, embed_dims: int, layer_norm: bool = False):
+    def __init__(self, embed_dims: int, layer_norm: float | None = None):
         super().__init__(4 * embed_dims, 2 * embed_dims)
         self.layer_norm = layer_norm
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         rows = join_neighbours(x, height, width)
-        return super().forward(layer_normed(rows) if self.layer_norm else rows)
+        return super().forward(layer_normed(rows, self.layer_norm) if self.layer_norm else rows)
 
 
 class PackedResidualAttention(ResidualModule, PackedAttention):
@@ -78,7 +78,7 @@ class PackedResidualAttention(ResidualModule, PackedAttention):
     Args:
         embed_dims: channels ``C``.
         num_heads: heads.
-        window_size: tokens along a window, up to 31.
+        window_size: tokens along a window with relative position biases, up to 31; ``None`` for none.
         scale: factor of the scores.
         head_shortcut: whether queries, keys and values are added to the heads' output.
         options: the others of :class:`mmbivit.packed.modules.PackedAttention`.
@@ -87,11 +87,16 @@ class PackedResidualAttention(ResidualModule, PackedAttention):
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, window_size: int, scale: float, head_shortcut: bool, **options: Any
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int | None,
+        scale: float,
+        head_shortcut: bool,
+        **options: Any,
     ):
         super().__init__(embed_dims, num_heads, window_size, scale, **options)
         self.head_shortcut = head_shortcut
-        self._add("in_affine", 2, padded(embed_dims))
         self._add_layer("qkv", embed_dims, 3 * embed_dims)
         self._add("head_threshold", padded(3 * embed_dims))
         self._add("head_out", 5, padded(embed_dims))
@@ -112,7 +117,7 @@ class PackedResidualAttention(ResidualModule, PackedAttention):
             self.head_dim,
             self.head_shortcut,
             self.divide,
-            layer_normed(x) if self.layer_norm else None,
+            layer_normed(x, self.layer_norm) if self.layer_norm else None,
         )
 
 
@@ -130,7 +135,7 @@ class PackedResidualMLP(ResidualModule):
     """
 
     def __init__(
-        self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None, layer_norm: bool = False
+        self, embed_dims: int, hidden_dims: int, num_tokens: int, si_hidden: int | None, layer_norm: float | None = None
     ):
         super().__init__()
         self.layer_norm = layer_norm
@@ -152,7 +157,7 @@ class PackedResidualMLP(ResidualModule):
         si = []
         if self.si_hidden is not None:
             si = [self.si_affine, *self._layer("si1"), *self._layer("si2"), self.si_alpha]
-        normed = layer_normed(x) if self.layer_norm else None
+        normed = layer_normed(x, self.layer_norm) if self.layer_norm else None
         layers = self._layer("fc1"), self._layer("fc2")
         torch.ops.mmbivit.residual_mlp_(
             x, self.in_affine, *layers, self.hidden_dims, si, self.si_hidden or 0, layout, normed

@@ -14,8 +14,7 @@ from torch import Tensor
 from . import kernels
 from . import residual_reference as reference
 from .arguments import (
-    MOST_MIXED_TOKENS,
-    MOST_WINDOW_TOKENS,
+    MOST_TOKENS,
     check_inputs,
     check_layout,
     check_pair,
@@ -35,7 +34,7 @@ __all__ = ["residual_attention_", "residual_linear", "residual_mlp_"]
 
 define("residual_linear(Tensor x, Tensor in_affine, Tensor[] layer, int n) -> Tensor")
 define(
-    "residual_attention_(Tensor(a!) x, Tensor in_affine, Tensor[] qkv, Tensor head_threshold, Tensor position_bias, "
+    "residual_attention_(Tensor(a!) x, Tensor in_affine, Tensor[] qkv, Tensor head_threshold, Tensor? position_bias, "
     "str selection, Tensor step, Tensor limit, Tensor head_out, Tensor[] proj, SymInt[] layout, int head_dim, "
     "bool head_shortcut, bool divide, Tensor? normed=None) -> ()"
 )
@@ -77,7 +76,7 @@ def residual_attention_(
     in_affine: Tensor,
     qkv: Sequence[Tensor],
     head_threshold: Tensor,
-    position_bias: Tensor,
+    position_bias: Tensor | None,
     selection: str,
     step: Tensor,
     limit: Tensor,
@@ -95,7 +94,7 @@ def residual_attention_(
         in_affine: of the norm alone, thresholds are those of ``qkv``.
         qkv: layer ``C -> 3 * C``.
         head_threshold: of queries, keys and values, ``(3 * C padded)``.
-        position_bias: ``(heads, T, T padded to 16)``, -inf on the padding.
+        position_bias: ``(heads, T, T padded to 16)``, -inf on the padding; ``None`` for 0.
         selection, step, limit: see :func:`mmbivit.packed.operators.window_attention_`.
         head_out: scale and bias of the sum of selected values, and the RPReLU that follows, ``(5, C padded)``.
         proj: layer ``C -> C``.
@@ -106,9 +105,9 @@ def residual_attention_(
         normed: what the norm takes in place of ``x``, of its shape: where it is a LayerNorm, ``x`` without mean and
             with variance 1.
     """
-    check_layout(x, layout, MOST_WINDOW_TOKENS)
+    windows = check_layout(x, layout)
     batch, _, channels = x.shape
-    heads, tokens = len(position_bias), layout[2] ** 2
+    heads, tokens = len(step), windows.tokens
     check_positive(channels=channels, heads=heads, head_dim=head_dim)
     choice = check_selection(selection, step, limit, heads, head_dim)
     if heads * head_dim != channels:
@@ -118,7 +117,9 @@ def residual_attention_(
         *check_pair("in_affine", in_affine, padded(channels)),
         *_check_layer("qkv", qkv, 3 * channels, channels),
         check_tensor("head_threshold", head_threshold, (padded(3 * channels),)),
-        check_tensor("position_bias", position_bias, (heads, tokens, padded(tokens))),
+        None
+        if position_bias is None
+        else check_tensor("position_bias", position_bias, (heads, tokens, padded(tokens))),
         check_tensor("head_out", head_out, (5, padded(channels))),
         *_check_layer("proj", proj, channels, channels),
         *choice,
@@ -129,7 +130,7 @@ def residual_attention_(
             head_dim, head_shortcut, divide, normed,
         )  # fmt: skip
         return
-    sizes = batch, *layout, channels, heads, head_dim, head_shortcut, divide
+    sizes = batch, *windows.numbers, channels, heads, head_dim, head_shortcut, divide
     kernels.KERNELS.call("residual_attention", path, kernels.ResidualAttentionArgs(*args, *sizes))
 
 
@@ -157,7 +158,7 @@ def residual_mlp_(
         layout: height, width, window, shift, mask_padding.
         normed: see :func:`residual_attention_`.
     """
-    check_layout(x, layout, MOST_MIXED_TOKENS)
+    windows = check_layout(x, layout)
     batch, _, channels = x.shape
     check_positive(channels=channels, hidden=hidden)
     args = (
@@ -165,21 +166,19 @@ def residual_mlp_(
         *check_pair("in_affine", in_affine, padded(channels)),
         *_check_layer("fc1", fc1, hidden, channels),
         *_check_layer("fc2", fc2, channels, hidden),
-        *(_check_si(si, channels, layout[2] ** 2, si_hidden) if si else [None] * 9),
+        *(_check_si(si, channels, windows.tokens, si_hidden) if si else [None] * 9),
     )
     if (path := native_path(x, args)) is None:
         reference.residual_mlp_(x, in_affine, fc1, fc2, hidden, si, si_hidden, layout, normed)
         return
-    values = large_windows(x, layout, si_hidden, torch.float32) if si else None
-    sizes = None if values is None else values.data_ptr(), batch, *layout, channels, hidden, si_hidden
+    values = large_windows(x, windows, si_hidden, torch.float32) if si else None
+    sizes = None if values is None else values.data_ptr(), batch, *windows.numbers, channels, hidden, si_hidden
     kernels.KERNELS.call("residual_mlp", path, kernels.ResidualMlpArgs(*args, *sizes))
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
-    if len(si) != 8 or not 1 <= hidden <= MOST_MIXED_TOKENS:
-        raise ValueError(
-            f"si has {len(si)} tensors and si_hidden is {hidden}; expected 8, and 1 to {MOST_MIXED_TOKENS}"
-        )
+    if len(si) != 8 or not 1 <= hidden <= MOST_TOKENS:
+        raise ValueError(f"si has {len(si)} tensors and si_hidden is {hidden}; expected 8, and 1 to {MOST_TOKENS}")
     args = [*check_pair("si affine", si[0], padded(channels))]
     for i, k, n in ((1, tokens, hidden), (4, hidden, tokens)):
         threshold, weight, out = si[i : i + 3]

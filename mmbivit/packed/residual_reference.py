@@ -5,8 +5,9 @@ from torch import Tensor
 
 from mmbivit.binary import repeat_or_average
 
+from .arguments import read_layout
 from .packing import pack_signs
-from .reference import binary_matmul, count_differing_rows, select_keys, window_tokens
+from .reference import binary_matmul, count_differing_rows, query_scores, select_keys, window_tokens
 
 __all__ = ["residual_attention_", "residual_linear", "residual_mlp_"]
 
@@ -53,7 +54,7 @@ def residual_attention_(
     in_affine: Tensor,
     qkv: list[Tensor],
     head_threshold: Tensor,
-    position_bias: Tensor,
+    position_bias: Tensor | None,
     selection: str,
     step: Tensor,
     limit: Tensor,
@@ -66,19 +67,16 @@ def residual_attention_(
     normed: Tensor | None,
 ) -> None:
     """Add window attention to the tokens in place."""
-    height, width, window, shift, mask_padding = layout
-    index, region = (t.to(x.device) for t in window_tokens(height, width, window, shift, bool(mask_padding)))
-    (heads, tokens), channels = position_bias.shape[:2], x.shape[-1]
+    index, region = (t.to(x.device) for t in window_tokens(read_layout(layout)))
+    heads, channels = len(step), x.shape[-1]
     windows = _normed(x if normed is None else normed, in_affine)[:, index.clamp(min=0)]
     windows = windows.masked_fill((index < 0)[..., None], 0.0)  # (B, windows, tokens, C)
     values = _layer(windows, qkv, 3 * channels)
-    signs = torch.where(values >= head_threshold[: 3 * channels], 1.0, -1.0)
-    signs = signs.view(*windows.shape[:3], 3, heads, head_dim).permute(3, 0, 1, 4, 2, 5)
-    differing = (head_dim - signs[0] @ signs[1].transpose(-2, -1)) / 2
-    scores = position_bias[..., :tokens] - step.view(-1, 1, 1) * differing
-    scores = scores.masked_fill((region[:, :, None] != region[:, None, :])[:, None], -torch.inf)
+    bits = (values >= head_threshold[: 3 * channels]).float()
+    query, key, value = bits.view(*windows.shape[:3], 3, heads, head_dim).permute(3, 0, 1, 4, 2, 5)
+    scores = query_scores(query, key, position_bias, step, region)
     selected = select_keys(scores, selection, limit)
-    out = selected.float() @ signs[2]
+    out = selected.float() @ (2 * value - 1)
     out = out / selected.sum(dim=-1, keepdim=True) if divide else out
     gain, bias, *act = head_out[:, :channels]
     out = out.permute(0, 1, 3, 2, 4).flatten(-2) * gain + bias
@@ -105,7 +103,7 @@ def residual_mlp_(
     out = _layer(_layer(_normed(source, in_affine), fc1, hidden), fc2, x.shape[-1])
     if si:
         affine, *layers, alpha = si
-        index = window_tokens(*layout[:4], mask_padding=False)[0].to(x.device)
+        index = window_tokens(read_layout(layout))[0].to(x.device)
         windows = _normed(source, affine)[:, index.clamp(min=0)].masked_fill((index < 0)[..., None], 0.0)
         mixed = _token_layer(_token_layer(windows.transpose(-2, -1), layers[:3]), layers[3:])
         real = index >= 0

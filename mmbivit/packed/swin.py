@@ -1,44 +1,27 @@
 """The packed Swin Transformer: the inference twin of ``mmbivit.BinarySwinTransformer``, needing torch alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmbivit.checks import UserError, check_choice
+from mmbivit.checks import UserError
 
+from .block import PackedBlock, PackedBlockConfig
 from .modules import (
-    SELECTIONS,
+    LAYER_NORM_EPS,
     FloatPatchMerging,
     OutputNorm,
-    PackedDualBranchMLP,
     PackedPatchMerging,
-    PackedWindowAttention,
     PatchEmbedding,
+    position_embedding,
 )
-from .network import PackedConfig, PackedNetwork, packed_network
-from .residual import PackedResidualAttention, PackedResidualMLP, PackedResidualPatchMerging
+from .network import PackedNetwork, check_images, packed_network
+from .residual import PackedResidualPatchMerging
 
 __all__ = ["PackedSwinConfig", "PackedSwinTransformer"]
-
-
-class PackedBlock(nn.Module):
-    """Window attention, then the dual-branch MLP, both in place.
-
-    Args:
-        attn: attention with its norm and shortcut.
-        mlp: dual branch with its norms and shortcut.
-        shift: cyclic shift of the windows in tokens.
-    """
-
-    def __init__(self, attn: PackedWindowAttention, mlp: PackedDualBranchMLP, shift: int):
-        super().__init__()
-        self.attn = attn
-        self.mlp = mlp
-        self.shift = shift
 
 
 class PackedStage(nn.Module):
@@ -51,7 +34,7 @@ class PackedStage(nn.Module):
 
 
 @dataclass(frozen=True)
-class PackedSwinConfig(PackedConfig):
+class PackedSwinConfig(PackedBlockConfig):
     """Configuration of a :class:`PackedSwinTransformer`.
 
     Attributes:
@@ -61,7 +44,6 @@ class PackedSwinConfig(PackedConfig):
         hidden_dims: hidden width of the MLP of each stage.
         si_hidden: hidden tokens of the spatial interaction, of all stages alike or of each; ``None`` for none.
         scales: factor of the attention scores of each stage.
-        select_ratio: a key is selected where its softmax reaches this share of the row's maximum.
         window_size: tokens along a window, up to 31.
         patch_size: pixels along a patch.
         in_channels: channels of the image.
@@ -69,15 +51,10 @@ class PackedSwinConfig(PackedConfig):
         float_downsample: patch merging with float weights and inputs.
         pos_embed_shape: grid of a position embedding that is added to the tokens; ``None`` for none.
         shift_single_window: shift windows also where a feature map is not longer than one.
-        mask_padding: never attend to tokens that pad a feature map to whole windows.
         si_sides: tokens along the squares that are mixed, of each stage; ``None`` where those are the windows.
-        norm: ``'bn'`` folded into what follows, or ``'ln'``, of which only the affine is.
         patch_norm: whether norms follow the patch embedding and precede patch merging; of LayerNorm alone.
-        selection: what else selects keys; one of :data:`mmbivit.packed.modules.SELECTIONS`.
-        divide: whether selected values are divided by their number.
-        scaled_heads: whether each head has a factor of its scores.
-        residual: whether every binary layer has a shortcut.
-        head_shortcut: whether queries, keys and values are added to the heads' output; of residual networks.
+
+    The others are those of :class:`mmbivit.packed.block.PackedBlockConfig`.
 
     Raises:
         ValueError: if they make no network, or one that the kernels cannot compute.
@@ -89,7 +66,6 @@ class PackedSwinConfig(PackedConfig):
     hidden_dims: tuple[int, ...]
     si_hidden: int | tuple[int, ...] | None
     scales: tuple[float, ...]
-    select_ratio: float = 0.25
     window_size: int = 7
     patch_size: int = 4
     in_channels: int = 3
@@ -97,15 +73,8 @@ class PackedSwinConfig(PackedConfig):
     float_downsample: bool = False
     pos_embed_shape: tuple[int, int] | None = None
     shift_single_window: bool = True
-    mask_padding: bool = True
     si_sides: tuple[int, ...] | None = None
-    norm: str = "bn"
     patch_norm: bool = True
-    selection: str = "ratio"
-    divide: bool = True
-    scaled_heads: bool = False
-    residual: bool = False
-    head_shortcut: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,18 +85,10 @@ class PackedSwinConfig(PackedConfig):
                 f"window_size={self.window_size}, si_sides={self.si_sides}, si_hidden={self.si_hidden}; "
                 f"allowed: up to 31, 128 and {128**2}"
             )
-        scales, ratio = self.scales, self.select_ratio
-        if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in scales) or not 0 < ratio <= 1:
-            raise UserError(f"scales={scales}, select_ratio={ratio}; expected numbers up to 1e5, and one in (0, 1]")
+        if not all(isinstance(scale, float) and abs(scale) <= 1e5 for scale in self.scales):
+            raise UserError(f"scales={self.scales}; expected numbers up to 1e5")
         if self.pos_embed_shape is not None and len(self.pos_embed_shape) != 2:
             raise UserError(f"pos_embed_shape={self.pos_embed_shape}; expected height and width")
-        check_choice("norm", self.norm, ("bn", "ln"))
-        check_choice("selection", self.selection, SELECTIONS)
-        for field in fields(self):
-            if field.type is bool and not isinstance(getattr(self, field.name), bool):
-                raise UserError(f"{field.name}={getattr(self, field.name)!r}; expected True or False")
-        if self.head_shortcut and not self.residual:
-            raise UserError("head_shortcut=True is of residual networks; expected residual=True, or neither")
 
     @property
     def mixing_sides(self) -> tuple[int, ...]:
@@ -194,9 +155,9 @@ class PackedSwinTransformer(PackedNetwork):
         config = self.config
         self.num_features = [config.embed_dims * 2**i for i in range(len(config.depths))]
         self.out_indices = config.out_indices
-        layer_norm = config.norm == "ln"
+        layer_norm = LAYER_NORM_EPS if config.norm == "ln" else None
         self.patch_embed = PatchEmbedding(
-            config.in_channels, config.embed_dims, config.patch_size, layer_norm and config.patch_norm
+            config.in_channels, config.embed_dims, config.patch_size, layer_norm if config.patch_norm else None
         )
         grid = config.pos_embed_shape
         embedding = None if grid is None else torch.zeros(1, grid[0] * grid[1], config.embed_dims)
@@ -208,19 +169,13 @@ class PackedSwinTransformer(PackedNetwork):
 
     def _stage(self, i: int) -> PackedStage:
         config, channels = self.config, self.num_features[i]
-        window, layer_norm = config.window_size, config.norm == "ln"
+        window, layer_norm = config.window_size, LAYER_NORM_EPS if config.norm == "ln" else None
         tokens = config.mixing_sides[i] ** 2
         si_hidden = config.mixing_hidden[i] if config.mixing_hidden else None
-        attention_class, mlp_class = PackedWindowAttention, PackedDualBranchMLP
-        options = dict(selection=config.selection, ratio=config.select_ratio, divide=config.divide)
-        options |= dict(scaled_heads=config.scaled_heads, layer_norm=layer_norm)
-        if config.residual:
-            attention_class, mlp_class = PackedResidualAttention, PackedResidualMLP
-            options["head_shortcut"] = config.head_shortcut
         blocks = [
             PackedBlock(
-                attention_class(channels, config.num_heads[i], window, config.scales[i], **options),
-                mlp_class(channels, config.hidden_dims[i], tokens, si_hidden, layer_norm),
+                config.build_attention(channels, config.num_heads[i], window, config.scales[i], layer_norm),
+                config.build_mlp(channels, config.hidden_dims[i], tokens, si_hidden, layer_norm),
                 shift=window // 2 if block % 2 else 0,
             )
             for block in range(config.depths[i])
@@ -229,17 +184,17 @@ class PackedSwinTransformer(PackedNetwork):
             return PackedStage(blocks, None)
         merging = PackedResidualPatchMerging if config.residual else PackedPatchMerging
         merging = FloatPatchMerging if config.float_downsample else merging
-        return PackedStage(blocks, merging(channels, layer_norm and config.patch_norm))
+        return PackedStage(blocks, merging(channels, layer_norm if config.patch_norm else None))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of ``out_indices``."""
-        self._check(images)
+        check_images(images, self.config.in_channels)
         size = self.patch_embed.patch_size
         hw_shape = (-(-images.shape[2] // size), -(-images.shape[3] // size))
         x = self.patch_embed(images.contiguous())
         if self.absolute_pos_embed is not None:
-            x = x + self._position_embedding(hw_shape)
+            x = x + position_embedding(self.absolute_pos_embed, self.config.pos_embed_shape, hw_shape)
         outputs = []
         for i, stage in enumerate(self.stages):
             for block in stage.blocks:
@@ -253,22 +208,8 @@ class PackedSwinTransformer(PackedNetwork):
                 hw_shape = ((hw_shape[0] + 1) // 2, (hw_shape[1] + 1) // 2)
         return tuple(outputs)
 
-    def _check(self, images: Tensor) -> None:
-        channels = self.config.in_channels
-        if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 1:
-            raise UserError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, H, W)")
-        if images.dtype != torch.float32:
-            raise UserError(f"images are {images.dtype}; packed networks take torch.float32 (normalised pixels)")
-
     def _layout(self, hw_shape: tuple[int, int], shift: int) -> list[int]:
         """Return height, width, window, shift and mask_padding, as the operators take them."""
         window = self.config.window_size
         single = min(hw_shape) <= window and not self.config.shift_single_window
         return [*hw_shape, window, 0 if single else shift, int(self.config.mask_padding)]
-
-    def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:
-        pretrained = self.config.pos_embed_shape
-        if hw_shape == pretrained:
-            return self.absolute_pos_embed
-        grid = self.absolute_pos_embed.transpose(1, 2).unflatten(2, pretrained)
-        return F.interpolate(grid, size=hw_shape, mode="bicubic").flatten(2).transpose(1, 2)

@@ -146,14 +146,15 @@ def test_arguments_that_do_not_fit_are_refused(path, place, value, message):
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ([4, 4, 7, 3], "layout 4 numbers; expected 3 and 5"),
+        ([4, 4, 7, 3], "layout has 4 numbers; expected 5, or 6"),
         ([4, 5, 7, 3, 1], "x has 16 tokens; layout says 4 x 5"),
         ([-4, -4, 7, 3, 1], "layout says -4 x -4"),
-        ([4, 4, 7, 7, 1], "window 7 and shift 7; expected 0 <= shift < window"),
+        ([4, 4, 7, 7, 1], "window 7 x 7 and shift 7; expected 0 <= shift < window"),
         ([4, 4, 7, -1, 1], "shift -1"),
         ([4, 4, 0, 0, 1], "window 0"),
         ([4, 4, 129, 0, 1], "window 129"),
         ([4, 4, 8, 0, 1], "expected torch.float32"),
+        ([4, 4, 7, 3, 1, 8], "window 7 x 8 and shift 3; expected 0 where it is not square"),
     ],
 )
 def test_layouts_that_do_not_fit_are_refused(path, layout, message):

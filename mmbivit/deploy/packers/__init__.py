@@ -3,5 +3,6 @@
 from .linear import pack_linear
 from .residual import pack_residual_linear
 from .swin import pack_swin
+from .vit import pack_vit
 
-__all__ = ["pack_linear", "pack_residual_linear", "pack_swin"]
+__all__ = ["pack_linear", "pack_residual_linear", "pack_swin", "pack_vit"]

@@ -15,7 +15,7 @@ __all__ = ["head_tensors", "selection_options"]
 
 
 def selection_options(attentions: Mapping[str, Attention]) -> dict[str, Any]:
-    """Return the options of :class:`PackedAttention` that say how the attention of all blocks selects keys.
+    """Return the fields of a packed configuration that say how the attention of all blocks selects keys.
 
     Args:
         attentions: by name.
@@ -33,7 +33,7 @@ def selection_options(attentions: Mapping[str, Attention]) -> dict[str, Any]:
         if way != first[1]:
             raise UserError(f"{name}.attention selects keys by {way}, but {first[0]} by {first[1]}; expected one way")
     scaled = any((attn.qkv_quantizer.levels()[1] != 1).any() for attn in attentions.values())
-    return dict(zip(("selection", "ratio", "divide"), first[1], strict=True), scaled_heads=scaled)
+    return dict(zip(("selection", "select_ratio", "divide"), first[1], strict=True), scaled_heads=scaled)
 
 
 def _check_heads(attn: Attention, name: str) -> None:
@@ -54,7 +54,9 @@ def head_tensors(attn: Attention, packed: PackedAttention) -> tuple[dict[str, Te
     scales = attn.qkv_quantizer.levels()[1]
     scales = scales.view(-1, 1) if len(scales) <= 3 else scales.view(3, -1)
     query, key, value = scales.expand(3, attn.num_heads)
-    tensors = dict(relative_position_bias_table=attn.relative_position_bias_table)
+    tensors = {}
+    if packed.relative_position_bias_table is not None:
+        tensors["relative_position_bias_table"] = attn.relative_position_bias_table
     if packed.score_scale is not None:
         tensors["score_scale"] = query * key
     if packed.share is not None:

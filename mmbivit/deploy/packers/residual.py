@@ -37,7 +37,7 @@ def pack_residual_linear(layer: ResidualBinaryLinear, norm: nn.Module | None = N
     return packed
 
 
-def _affine(norm: nn.Module | None, channels: int, layer_norm: bool = False) -> Tensor:
+def _affine(norm: nn.Module | None, channels: int, layer_norm: float | None = None) -> Tensor:
     return pad_channels(torch.stack(norm_affine(norm, channels, layer_norm)))
 
 
@@ -98,7 +98,7 @@ def pack_residual_mlp(mlp: nn.Module, packed: PackedResidualMLP, name: str) -> N
     packed.fill(**tensors)
 
 
-def _si_tensors(si: nn.Module, name: str, layer_norm: bool) -> dict[str, Tensor]:
+def _si_tensors(si: nn.Module, name: str, layer_norm: float | None) -> dict[str, Tensor]:
     expect(si.act, f"{name}.act", nn.Identity)
     with named(f"{name}.norm"):
         tensors = dict(si_affine=_affine(si.norm, len(si.alpha), layer_norm), si_alpha=pad_channels(si.alpha))

@@ -36,7 +36,8 @@ const CodePath* const PATHS[] = {
 
 // Run a kernel over `units` in steps of `step`; returns 0, or 1 where there is no memory.
 template <class Args, class Kernel>
-int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t words, int threads, double* seconds) {
+int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t words, int threads, double* seconds,
+        uint32_t* shared = nullptr, AttentionStep attention_step = STEP_BEGIN) {
     const int64_t steps = ceil_div(units, step);
     int failed = 0;
     if (threads > steps) threads = steps > 1 ? (int)steps : 1;
@@ -46,7 +47,7 @@ int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t wo
         void* raw = std::malloc(words * sizeof(uint32_t) + 64);
         uint32_t* memory = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(raw) + 63) / 64 * 64);
         double own[PHASES] = {0};
-        Worker worker = {memory, seconds ? own : nullptr};
+        Worker worker = {memory, seconds ? own : nullptr, shared, attention_step};
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < steps; i++) {
             const int64_t begin = i * step, end = begin + step < units ? begin + step : units;
@@ -66,7 +67,26 @@ int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t wo
 }
 
 int64_t windows_of(const Layout& layout) {
-    return layout.batch * ceil_div(layout.height, layout.window) * ceil_div(layout.width, layout.window);
+    return layout.batch * ceil_div(layout.height, layout.window_height) *
+           ceil_div(layout.width, layout.window_width);
+}
+
+// Whole windows to each thread, or where those are fewer than threads, step by step parts of them.
+template <class Memory, class Args, class Kernel>
+int run_attention(const Args* args, Kernel kernel, int threads, double* seconds) {
+    const int64_t windows = windows_of(args->layout), words = Memory(args, nullptr).words;
+    const int64_t own_words = SelectScratch(args->layout, nullptr).words;
+    if (windows >= threads) return run(args, kernel, windows, 1, words + own_words, threads, seconds);
+    void* raw = std::malloc(windows * words * sizeof(uint32_t) + 64);
+    if (!raw) return 1;
+    uint32_t* shared = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(raw) + 63) / 64 * 64);
+    int failed = 0;
+    for (int step = 0; step < ATTENTION_STEPS && !failed; step++) {
+        const int64_t parts = attention_parts(args->layout, args->heads, (AttentionStep)step);
+        failed = run(args, kernel, windows * parts, 1, own_words, threads, seconds, shared, (AttentionStep)step);
+    }
+    std::free(raw);
+    return failed;
 }
 
 // The MLP over channels, window by window or in rows; where windows are large, the branch over tokens apart from it.
@@ -134,8 +154,7 @@ EXPORT int mmbivit_merge(const MergeArgs* args, int path, int threads, double* s
 }
 
 EXPORT int mmbivit_attention(const AttentionArgs* args, int path, int threads, double* seconds) {
-    const int64_t words = AttentionScratch(args, nullptr).words;
-    return run(args, PATHS[path]->attention, windows_of(args->layout), 1, words, threads, seconds);
+    return run_attention<AttentionScratch>(args, PATHS[path]->attention, threads, seconds);
 }
 
 EXPORT int mmbivit_mlp(const MlpArgs* args, int path, int threads, double* seconds) {
@@ -150,8 +169,7 @@ EXPORT int mmbivit_residual_linear(const ResidualLinearArgs* args, int path, int
 }
 
 EXPORT int mmbivit_residual_attention(const ResidualAttentionArgs* args, int path, int threads, double* seconds) {
-    const int64_t words = ResidualAttentionScratch(args, nullptr).words;
-    return run(args, PATHS[path]->residual_attention, windows_of(args->layout), 1, words, threads, seconds);
+    return run_attention<ResidualAttentionScratch>(args, PATHS[path]->residual_attention, threads, seconds);
 }
 
 EXPORT int mmbivit_residual_mlp(const ResidualMlpArgs* args, int path, int threads, double* seconds) {

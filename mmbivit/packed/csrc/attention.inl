@@ -9,17 +9,17 @@ SIMD int region_of(int64_t position, int64_t length, int64_t window, int64_t shi
 
 // Find the tokens of a window; returns whether some of them must not attend to others.
 bool find_tokens(const Layout& layout, float* x, int64_t channels, int64_t index, const WindowScratch& scratch) {
-    const int64_t size = layout.window;
-    const int64_t height = ceil_div(layout.height, size) * size, width = ceil_div(layout.width, size) * size;
-    const int64_t across = width / size, per_image = height / size * across;
-    const int64_t image = index / per_image, top = index % per_image / across * size, left = index % across * size;
+    const int64_t high = layout.window_height, wide = layout.window_width;
+    const int64_t height = ceil_div(layout.height, high) * high, width = ceil_div(layout.width, wide) * wide;
+    const int64_t across = width / wide, per_image = height / high * across;
+    const int64_t image = index / per_image, top = index % per_image / across * high, left = index % across * wide;
     bool regions = false;
-    for (int64_t t = 0; t < size * size; t++) {
-        const int64_t y = top + t / size, x_ = left + t % size;
+    for (int64_t t = 0; t < high * wide; t++) {
+        const int64_t y = top + t / wide, x_ = left + t % wide;
         const int64_t source_y = (y + layout.shift) % height, source_x = (x_ + layout.shift) % width;
         const bool real = source_y < layout.height && source_x < layout.width;
         scratch.rows[t] = real ? x + ((image * layout.height + source_y) * layout.width + source_x) * channels : nullptr;
-        scratch.regions[t] = region_of(y, height, size, layout.shift) * 3 + region_of(x_, width, size, layout.shift);
+        scratch.regions[t] = region_of(y, height, high, layout.shift) * 3 + region_of(x_, width, wide, layout.shift);
         if (!real && layout.mask_padding) scratch.regions[t] = -1;
         regions |= scratch.regions[t] != scratch.regions[0];
     }
@@ -64,114 +64,213 @@ SIMD float sum_lanes(F16 a) {
 }
 
 // Select the keys of one query and return how many they are. VECTORS is the number of key vectors, 0 if only known
-// at run time.
+// at run time; their scores then lie in `memory`.
 template <int VECTORS>
 SIMD int select_keys(const uint32_t* query, const uint32_t* keys, int64_t head_words, int64_t padded,
                      const float* bias, const uint32_t* allowed, const Selection& choice, int64_t head,
-                     uint32_t* selected) {
+                     float* memory, uint32_t* selected) {
     const int vectors = VECTORS ? VECTORS : (int)(padded / 16);
     const F16 step = broadcast_f(-choice.step[head]);
-    F16 scores[VECTORS ? VECTORS : MOST_TOKEN_VECTORS];
+    F16 fixed[VECTORS ? VECTORS : 1];
+    const auto score = [&](int v) { return VECTORS ? fixed[VECTORS ? v : 0] : load_f(memory + v * 16); };
     F16 best = broadcast_f(-INFINITY);
     for (int v = 0; v < vectors; v++) {
         I16 counts = zero();
         for (int64_t w = 0; w < head_words; w++)
             counts = add_counts(counts, count_bits(bit_xor(broadcast(query[w * padded]), load(keys + w * padded + v * 16))));
-        scores[v] = mul_add(to_float(widen_counts(counts)), step, load_f(bias + v * 16));
-        if (allowed)
-            scores[v] = where_f(mask_from_bits(allowed[v / 2] >> v % 2 * 16 & 0xffff), scores[v], broadcast_f(-INFINITY));
-        best = max_f(best, scores[v]);
+        F16 y = mul_add(to_float(widen_counts(counts)), step, load_f(bias + v * 16));
+        if (allowed) y = where_f(mask_from_bits(allowed[v / 2] >> v % 2 * 16 & 0xffff), y, broadcast_f(-INFINITY));
+        if (VECTORS)
+            fixed[VECTORS ? v : 0] = y;
+        else
+            store_f(memory + v * 16, y);
+        best = max_f(best, y);
     }
     const float highest = max_lane(best);
     float lowest = choice.limit[head];
     if (choice.kind == SELECT_BELOW_BEST) lowest += highest;
     if (choice.kind == SELECT_SHARE) {
         F16 sum = zero_f();
-        for (int v = 0; v < vectors; v++) sum = add_f(sum, exp_f(sub_f(scores[v], broadcast_f(highest))));
+        for (int v = 0; v < vectors; v++) sum = add_f(sum, exp_f(sub_f(score(v), broadcast_f(highest))));
         lowest += highest + logf(sum_lanes(sum));
     }
     const F16 limit = broadcast_f(lowest);
     int number = 0;
     for (int v = 0; v < vectors; v += 2) {
-        uint32_t bits = mask_bits(at_least_f(scores[v], limit));
-        if (v + 1 < vectors) bits |= mask_bits(at_least_f(scores[v + 1], limit)) << 16;
+        uint32_t bits = mask_bits(at_least_f(score(v), limit));
+        if (v + 1 < vectors) bits |= mask_bits(at_least_f(score(v + 1), limit)) << 16;
         selected[v / 2] = bits;
         number += popcount(bits);
     }
     return number;
 }
 
-template <int VECTORS>
-void attend(const AttentionArgs* args, const AttentionScratch& s, int64_t queries, bool masked) {
-    const int64_t head_channels = s.head_blocks * 16, channels = args->heads * head_channels;
-    for (int64_t head = 0; head < args->heads; head++) {
-        const uint32_t* keys = s.keys + head * s.head_words * s.padded_tokens;
-        for (int64_t q = 0; q < queries; q++) {
-            const int64_t token = s.real[q];
-            const float number = (float)select_keys<VECTORS>(
-                s.queries + head * s.head_words * s.padded_tokens + token, keys, s.head_words, s.padded_tokens,
-                args->bias + (head * s.tokens + token) * s.padded_tokens,
-                masked ? s.allowed + token * s.token_words : nullptr, args->selection, head, s.selected);
-            for (int64_t b = 0; b < s.head_blocks; b++) {
-                const int64_t c = head * head_channels + b * 16;
-                I16 counts = zero();
-                for (int64_t w = 0; w < s.token_words; w++)
-                    counts = add_counts(
-                        counts, count_bits(bit_and(load(s.values + w * channels + c), broadcast(s.selected[w]))));
-                F16 needed = mul_f(load_f(args->value_ratio + c), broadcast_f(number));
-                if (args->value_offset) needed = add_f(needed, load_f(args->value_offset + c));
-                halves(s.out + q * s.out_words)[c / 16] =
-                    (uint16_t)mask_bits(at_least_f(to_float(widen_counts(counts)), needed));
-            }
-        }
+// Count the set bits of 16 channels of the selected values.
+SIMD I16 count_selected(const uint32_t* values, int64_t stride, const uint32_t* selected, int64_t words) {
+    I16 total = zero();
+    for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
+        const int64_t end = words - start < COUNTS_AT_MOST ? words : start + COUNTS_AT_MOST;
+        I16 counts = zero();
+        for (int64_t w = start; w < end; w++)
+            counts = add_counts(counts, count_bits(bit_and(load(values + w * stride), broadcast(selected[w]))));
+        total = add(total, widen_counts(counts));
+    }
+    return total;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The steps of a window. One thread takes them all, or several share the tokens, heads and queries of a large window.
+
+template <class Args>
+SIMD void begin_window(const Args* args, const HeadScratch& s, int64_t window) {
+    s.window->masked = find_tokens(args->layout, args->x, args->channels, window, s);
+    if (s.window->masked) find_allowed(s.regions, s.tokens, s.token_words, s.allowed);
+    int64_t queries = 0;
+    for (int64_t t = 0; t < s.tokens; t++) {
+        if (!s.rows[t]) continue;
+        s.real[queries] = (int32_t)t;
+        s.real_rows[queries++] = s.rows[t];
+    }
+    s.window->queries = queries;
+    if (!args->bias)
+        for (int64_t t = 0; t < s.padded_tokens; t++) s.no_bias[t] = t < s.tokens ? 0.0f : -INFINITY;
+    memset(s.values, 0, s.token_words * args->heads * s.head_blocks * 16 * sizeof(uint32_t));
+    if (s.head_blocks % 2) {  // half of the last word stays empty
+        memset(s.queries, 0, args->heads * s.head_words * s.padded_tokens * sizeof(uint32_t));
+        memset(s.keys, 0, args->heads * s.head_words * s.padded_tokens * sizeof(uint32_t));
     }
 }
 
-void attention(const AttentionArgs* args, int64_t begin, int64_t end, Worker* worker) {
-    Timer timer(worker);
-    const AttentionScratch s(args, worker->memory);
+// Hand the selected values of each query of a head, as the counts of their set bits, to `emit(query, block, counts,
+// number)`.
+template <int VECTORS, class Args, class Emit>
+void select_values(const Args* args, const HeadScratch& s, const SelectScratch& own, int64_t head, int64_t begin,
+                   int64_t end, const Emit& emit) {
+    const int64_t value_channels = args->heads * s.head_blocks * 16, head_blocks = s.head_blocks;
+    const int64_t words = head * s.head_words * s.padded_tokens;
+    const int64_t token_words = VECTORS ? (VECTORS + 1) / 2 : s.token_words;
+    const uint32_t* head_values = s.values + head * head_blocks * 16;
+    for (int64_t q = begin; q < end; q++) {
+        const int64_t token = s.real[q];
+        const float* bias = args->bias ? args->bias + (head * s.tokens + token) * s.padded_tokens : s.no_bias;
+        const int number = select_keys<VECTORS>(
+            s.queries + words + token, s.keys + words, s.head_words, s.padded_tokens, bias,
+            s.window->masked ? s.allowed + token * s.token_words : nullptr, args->selection, head, own.scores,
+            own.selected);
+        for (int64_t b = 0; b < head_blocks; b++)
+            emit(q, b, count_selected(head_values + b * 16, value_channels, own.selected, token_words), number);
+    }
+}
+
+template <class Args, class Emit>
+void select_values(const Args* args, const HeadScratch& s, const SelectScratch& own, int64_t head, int64_t begin,
+                   int64_t end, const Emit& emit) {
+    if (s.padded_tokens == 64)
+        select_values<4>(args, s, own, head, begin, end, emit);
+    else if (s.padded_tokens == 16)
+        select_values<1>(args, s, own, head, begin, end, emit);
+    else
+        select_values<0>(args, s, own, head, begin, end, emit);
+}
+
+void window_qkv(const AttentionArgs* args, const AttentionScratch& s, int64_t begin, int64_t end, Timer& timer) {
     const int64_t words = words_of(args->channels), blocks = args->heads * s.head_blocks, padded = blocks * 16;
-    const int64_t head_size = s.head_words * s.padded_tokens;
+    for (int64_t t = begin; t < end; t++) {
+        if (s.rows[t])
+            pack_row(args->normed + (s.rows[t] - args->x), args->gain, args->shift, args->channels, s.bits + t * words);
+        else
+            memcpy(s.bits + t * words, args->padding, words * sizeof(uint32_t));
+    }
+    timer.lap(PHASE_PACK);
+    const uint32_t *low = args->qkv_low, *width = args->qkv_width, *weight = args->qkv_weight;
+    const uint32_t* bits = s.bits + begin * words;
+    const ToHeadBits to_queries = {low, width, halves(s.queries) + begin * 2, s.offsets};
+    const ToHeadBits to_keys = {low + padded, width + padded, halves(s.keys) + begin * 2, s.offsets};
+    const ToTokenBits to_values = {low + 2 * padded, width + 2 * padded, s.values + begin / 32 * padded, padded};
+    count_differing(bits, end - begin, words, weight, blocks, to_queries);
+    count_differing(bits, end - begin, words, weight + padded * words, blocks, to_keys);
+    count_differing(bits, end - begin, words, weight + 2 * padded * words, blocks, to_values);
+    timer.lap(PHASE_QKV);
+}
+
+void window_head(const AttentionArgs* args, const AttentionScratch& s, const SelectScratch& own, int64_t head,
+                 int64_t begin, int64_t end) {
+    select_values(args, s, own, head, begin, end, [&](int64_t q, int64_t b, I16 counts, int number) {
+        const int64_t c = (head * s.head_blocks + b) * 16;
+        F16 needed = mul_f(load_f(args->value_ratio + c), broadcast_f((float)number));
+        if (args->value_offset) needed = add_f(needed, load_f(args->value_offset + c));
+        halves(s.out + q * s.out_words)[c / 16] = (uint16_t)mask_bits(at_least_f(to_float(counts), needed));
+    });
+}
+
+void window_project(const AttentionArgs* args, const AttentionScratch& s, int64_t begin, int64_t end) {
+    float* const* rows = s.real_rows + begin;
+    const ToFloats<true, false> to_x = {rows, rows, args->proj_scale, args->proj_bias,
+                                        nullptr, args->heads * args->head_dim, args->channels, 0};
+    count_differing(s.out + begin * s.out_words, end - begin, s.out_words, args->proj_weight, blocks_of(args->channels),
+                    to_x);
+}
+
+void prepare(const AttentionArgs* args, const AttentionScratch& s) {
+    const int64_t blocks = args->heads * s.head_blocks, head_size = s.head_words * s.padded_tokens;
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t part = b % s.head_blocks;
         s.offsets[b] = (int32_t)((b / s.head_blocks * head_size + part / 2 * s.padded_tokens) * 2 + part % 2);
     }
-    if (s.head_blocks % 2) {  // half of the last word stays empty
-        memset(s.queries, 0, args->heads * head_size * sizeof(uint32_t));
-        memset(s.keys, 0, args->heads * head_size * sizeof(uint32_t));
-    }
     if (blocks % 2) memset(s.out, 0, s.tokens * s.out_words * sizeof(uint32_t));
+}
+
+template <class Memory, class Args>
+void whole_windows(const Args* args, int64_t begin, int64_t end, Worker* worker) {
+    Timer timer(worker);
+    const Memory s(args, worker->memory);
+    const SelectScratch own(args->layout, worker->memory + s.words);
+    prepare(args, s);
     for (int64_t window = begin; window < end; window++) {
-        const bool masked = find_tokens(args->layout, args->x, args->channels, window, s);
-        if (masked) find_allowed(s.regions, s.tokens, s.token_words, s.allowed);
-        int64_t queries = 0;
-        for (int64_t t = 0; t < s.tokens; t++) {
-            if (s.rows[t]) {
-                const float* normed = args->normed + (s.rows[t] - args->x);
-                pack_row(normed, args->gain, args->shift, args->channels, s.bits + t * words);
-                s.real[queries] = (int32_t)t;
-                s.real_rows[queries++] = s.rows[t];
-            } else {
-                memcpy(s.bits + t * words, args->padding, words * sizeof(uint32_t));
-            }
-        }
-        timer.lap(PHASE_PACK);
-        const uint32_t *low = args->qkv_low, *width = args->qkv_width, *weight = args->qkv_weight;
-        const ToHeadBits to_queries = {low, width, halves(s.queries), s.offsets};
-        const ToHeadBits to_keys = {low + padded, width + padded, halves(s.keys), s.offsets};
-        const ToTokenBits to_values = {low + 2 * padded, width + 2 * padded, s.values, padded};
-        memset(s.values, 0, s.token_words * padded * sizeof(uint32_t));
-        count_differing(s.bits, s.tokens, words, weight, blocks, to_queries);
-        count_differing(s.bits, s.tokens, words, weight + padded * words, blocks, to_keys);
-        count_differing(s.bits, s.tokens, words, weight + 2 * padded * words, blocks, to_values);
-        timer.lap(PHASE_QKV);
-        (s.padded_tokens == 64 ? attend<4> : s.padded_tokens == 16 ? attend<1> : attend<0>)(args, s, queries, masked);
+        begin_window(args, s, window);
+        window_qkv(args, s, 0, s.tokens, timer);
+        for (int64_t head = 0; head < args->heads; head++) window_head(args, s, own, head, 0, s.window->queries);
         timer.lap(PHASE_ATTENTION);
-        const ToFloats<true, false> to_x = {s.real_rows, s.real_rows, args->proj_scale, args->proj_bias,
-                                            nullptr, args->heads * args->head_dim, args->channels, 0};
-        count_differing(s.out, queries, s.out_words, args->proj_weight, blocks_of(args->channels), to_x);
+        window_project(args, s, 0, s.window->queries);
         timer.lap(PHASE_PROJ);
     }
+}
+
+// One step of all windows, whose memory is shared. A range counts windows, tokens, queries of heads, or queries.
+template <class Memory, class Args>
+void step_of_windows(const Args* args, int64_t unit, Worker* worker) {
+    Timer timer(worker);
+    const int64_t words = Memory(args, nullptr).words, tokens = tokens_of(args->layout);
+    const int64_t parts = attention_parts(args->layout, args->heads, worker->step);
+    const int64_t window = unit / parts, part = unit % parts, head = part % args->heads;
+    const Memory s(args, worker->shared + window * words);
+    const SelectScratch own(args->layout, worker->memory);
+    const auto range = [&](int64_t chunk, int64_t size, int64_t most, int64_t* end) {
+        *end = (chunk + 1) * size < most ? (chunk + 1) * size : most;
+        return chunk * size;
+    };
+    int64_t end;
+    if (worker->step == STEP_BEGIN) {
+        prepare(args, s);
+        begin_window(args, s, window);
+        timer.lap(PHASE_PACK);
+    } else if (worker->step == STEP_QKV) {
+        const int64_t begin = range(part, TOKENS_AT_A_TIME, tokens, &end);
+        window_qkv(args, s, begin, end, timer);
+    } else if (worker->step == STEP_HEADS) {
+        const int64_t begin = range(part / args->heads, TOKENS_AT_A_TIME, s.window->queries, &end);
+        window_head(args, s, own, head, begin, end);
+        timer.lap(PHASE_ATTENTION);
+    } else {
+        const int64_t begin = range(part, TOKENS_AT_A_TIME, s.window->queries, &end);
+        if (begin < end) window_project(args, s, begin, end);
+        timer.lap(PHASE_PROJ);
+    }
+}
+
+void attention(const AttentionArgs* args, int64_t begin, int64_t end, Worker* worker) {
+    worker->shared ? step_of_windows<AttentionScratch>(args, begin, worker)
+                   : whole_windows<AttentionScratch>(args, begin, end, worker);
 }
 
 }  // namespace

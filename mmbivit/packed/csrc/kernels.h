@@ -56,7 +56,7 @@ typedef struct {
 
 // How the tokens of a batch of feature maps lie in (shifted) windows.
 typedef struct {
-    int64_t batch, height, width, window, shift;
+    int64_t batch, height, width, window_height, window_width, shift;
     int64_t mask_padding;        // real tokens do not attend to padding
 } Layout;
 
@@ -84,7 +84,7 @@ typedef struct {
     const uint32_t* qkv_weight;  // (3 * heads * head_blocks, words, 16)
     const uint32_t* qkv_low;     // thresholds on counts, (3 * heads * head_blocks * 16)
     const uint32_t* qkv_width;
-    const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding
+    const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding; or null
     const float* value_ratio;    // an output is +1 if the selected keys with a set bit are as many as this share of all
     const float* value_offset;   // that are selected, plus this; or null for 0
     const uint32_t* proj_weight; // (blocks, words of heads * head_blocks * 16, 16)
@@ -148,7 +148,7 @@ typedef struct {
     const float* shift;
     ResidualLayer qkv;           // channels -> 3 * channels
     const float* head_threshold; // of queries, keys and values, (3 * channels, padded to 16)
-    const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding
+    const float* bias;           // relative positions, (heads, tokens, tokens padded to 16); -inf on padding; or null
     const float* head_out;       // (5, channels padded to 16): what becomes of the heads' output, like `out` of a layer
     ResidualLayer proj;          // channels -> channels
     Selection selection;
@@ -204,10 +204,16 @@ typedef struct {
     int64_t batch, tokens, channels;
 } MapArgs;
 
-// What one thread works on: its memory, and where it adds its time (null: not measured).
+// The steps of attention where threads share windows.
+enum AttentionStep { STEP_BEGIN, STEP_QKV, STEP_HEADS, STEP_PROJECT, ATTENTION_STEPS };
+
+// What one thread works on: its memory, where it adds its time (null: not measured), and the memory of all windows with
+// the step that is taken, where threads share windows.
 typedef struct {
     uint32_t* memory;
     double* seconds;
+    uint32_t* shared;
+    enum AttentionStep step;
 } Worker;
 
 // One code path. Ranges are rows, or windows; scratch is in words, for any range up to ROWS_AT_A_TIME.
@@ -230,7 +236,8 @@ typedef struct {
     void (*residual_mix_out)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
 } CodePath;
 
-#define ROWS_AT_A_TIME 56  // a multiple of all TILE_ROWS
+#define ROWS_AT_A_TIME 56    // a multiple of all TILE_ROWS
+#define TOKENS_AT_A_TIME 64  // whole words of tokens
 
 #ifdef __cplusplus
 extern "C" {

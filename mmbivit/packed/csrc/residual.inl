@@ -123,40 +123,24 @@ SIMD void head_signs(const ResidualAttentionArgs* args, const ResidualAttentionS
             }
 }
 
-template <int VECTORS>
-void residual_attend(const ResidualAttentionArgs* args, const ResidualAttentionScratch& s, int64_t queries, bool masked) {
-    const int64_t value_channels = args->heads * s.head_blocks * 16;
-    for (int64_t head = 0; head < args->heads; head++) {
-        const int64_t words = head * s.head_words * s.padded_tokens;
-        for (int64_t q = 0; q < queries; q++) {
-            const int64_t token = s.real[q];
-            const int number = select_keys<VECTORS>(
-                s.queries + words + token, s.keys + words, s.head_words, s.padded_tokens,
-                args->bias + (head * s.tokens + token) * s.padded_tokens,
-                masked ? s.allowed + token * s.token_words : nullptr, args->selection, head, s.selected);
-            const F16 factor = broadcast_f(args->divide ? 1.0f / (float)number : 1.0f);
-            for (int64_t b = 0; b < s.head_blocks; b++) {
-                I16 counts = zero();
-                for (int64_t w = 0; w < s.token_words; w++) {
-                    const I16 values = load(s.values + w * value_channels + (head * s.head_blocks + b) * 16);
-                    counts = add_counts(counts, count_bits(bit_and(values, broadcast(s.selected[w]))));
-                }
-                counts = widen_counts(counts);
-                const F16 sum = to_float(sub(add(counts, counts), broadcast((uint32_t)number)));
-                // What a block writes beyond its head is overwritten by the next head, or lies behind the last one.
-                store_f(s.out + q * s.out_stride + head * args->head_dim + b * 16, mul_f(sum, factor));
-            }
-        }
-    }
+void window_head(const ResidualAttentionArgs* args, const ResidualAttentionScratch& s, const SelectScratch& own,
+                 int64_t head, int64_t begin, int64_t end) {
+    select_values(args, s, own, head, begin, end, [&](int64_t q, int64_t b, I16 counts, int number) {
+        const F16 sum = to_float(sub(add(counts, counts), broadcast((uint32_t)number)));
+        const F16 y = mul_f(sum, broadcast_f(args->divide ? 1.0f / (float)number : 1.0f));
+        float* out = s.out + q * s.stride + head * args->head_dim + b * 16;
+        const int64_t left = args->head_dim - b * 16;
+        left < 16 ? store_f(out, y, (int)left) : store_f(out, y);
+    });
 }
 
 // What becomes of the heads' output of each query.
-SIMD void finish_heads(const ResidualAttentionArgs* args, const ResidualAttentionScratch& s, int64_t queries) {
+SIMD void finish_heads(const ResidualAttentionArgs* args, const ResidualAttentionScratch& s, int64_t begin, int64_t end) {
     const float* out = args->head_out;
-    for (int64_t q = 0; q < queries; q++) {
+    for (int64_t q = begin; q < end; q++) {
         const float* qkv = s.qkv + s.real[q] * s.qkv_stride;
         for (int64_t c = 0; c < args->channels; c += 16) {
-            float* here = s.out + q * s.out_stride + c;
+            float* here = s.out + q * s.stride + c;
             F16 y = mul_add(load_f(here), load_f(out + c), load_f(out + s.stride + c));
             if (args->head_shortcut)
                 for (int64_t part = 0; part < 3; part++) y = add_f(y, load_f(qkv + part * args->channels + c));
@@ -166,41 +150,37 @@ SIMD void finish_heads(const ResidualAttentionArgs* args, const ResidualAttentio
     }
 }
 
-void residual_attention(const ResidualAttentionArgs* args, int64_t begin, int64_t end, Worker* worker) {
-    Timer timer(worker);
-    const ResidualAttentionScratch s(args, worker->memory);
+void prepare(const ResidualAttentionArgs*, const ResidualAttentionScratch&) {}
+
+void window_qkv(const ResidualAttentionArgs* args, const ResidualAttentionScratch& s, int64_t begin, int64_t end,
+                Timer& timer) {
     const int64_t channels = args->channels, words = words_of(channels);
-    const int64_t head_size = args->heads * s.head_words * s.padded_tokens;
-    memset(s.queries, 0, head_size * sizeof(uint32_t));  // half of the last word may stay empty
-    memset(s.keys, 0, head_size * sizeof(uint32_t));
-    for (int64_t window = begin; window < end; window++) {
-        const bool masked = find_tokens(args->layout, args->x, channels, window, s);
-        if (masked) find_allowed(s.regions, s.tokens, s.token_words, s.allowed);
-        int64_t queries = 0;
-        for (int64_t t = 0; t < s.tokens; t++) {
-            const float* normed = s.rows[t] ? args->normed + (s.rows[t] - args->x) : nullptr;
-            norm_row(normed, args->gain, args->shift, channels, s.normed);
-            pack_row_above(s.normed, args->qkv.threshold, channels, s.bits + t * words);
-            bring_to_width(s.normed, channels, s.qkv + t * s.qkv_stride, 3 * channels);
-            if (!normed) continue;
-            s.real[queries] = (int32_t)t;
-            s.real_rows[queries++] = s.rows[t];
-        }
-        timer.lap(PHASE_PACK);
-        multiply<false>(s.bits, s.tokens, args->qkv, channels, 3 * channels, s.qkv, s.qkv_stride, nullptr);
-        memset(s.values, 0, s.token_words * args->heads * s.head_blocks * 16 * sizeof(uint32_t));
-        for (int64_t t = 0; t < s.tokens; t++) head_signs(args, s, t);
-        timer.lap(PHASE_QKV);
-        (s.padded_tokens == 64   ? residual_attend<4>
-         : s.padded_tokens == 16 ? residual_attend<1>
-                                 : residual_attend<0>)(args, s, queries, masked);
-        finish_heads(args, s, queries);
-        timer.lap(PHASE_ATTENTION);
-        for (int64_t q = 0; q < queries; q++)
-            pack_row_above(s.out + q * s.out_stride, args->proj.threshold, channels, s.bits + q * words);
-        multiply<true>(s.bits, queries, args->proj, channels, channels, s.out, s.out_stride, s.real_rows);
-        timer.lap(PHASE_PROJ);
+    for (int64_t t = begin; t < end; t++) {
+        // Until the heads are done, a row of the output is free for the normed token.
+        float* normed = s.out + t * s.stride;
+        norm_row(s.rows[t] ? args->normed + (s.rows[t] - args->x) : nullptr, args->gain, args->shift, channels, normed);
+        pack_row_above(normed, args->qkv.threshold, channels, s.bits + t * words);
+        bring_to_width(normed, channels, s.qkv + t * s.qkv_stride, 3 * channels);
     }
+    timer.lap(PHASE_PACK);
+    multiply<false>(s.bits + begin * words, end - begin, args->qkv, channels, 3 * channels, s.qkv + begin * s.qkv_stride,
+                    s.qkv_stride, nullptr);
+    for (int64_t t = begin; t < end; t++) head_signs(args, s, t);
+    timer.lap(PHASE_QKV);
+}
+
+void window_project(const ResidualAttentionArgs* args, const ResidualAttentionScratch& s, int64_t begin, int64_t end) {
+    const int64_t channels = args->channels, words = words_of(channels);
+    finish_heads(args, s, begin, end);
+    for (int64_t q = begin; q < end; q++)
+        pack_row_above(s.out + q * s.stride, args->proj.threshold, channels, s.bits + q * words);
+    multiply<true>(s.bits + begin * words, end - begin, args->proj, channels, channels, s.out + begin * s.stride, s.stride,
+                   s.real_rows + begin);
+}
+
+void residual_attention(const ResidualAttentionArgs* args, int64_t begin, int64_t end, Worker* worker) {
+    worker->shared ? step_of_windows<ResidualAttentionScratch>(args, begin, worker)
+                   : whole_windows<ResidualAttentionScratch>(args, begin, end, worker);
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -64,29 +64,50 @@ struct WindowScratch : Scratch {
     }
 };
 
-// What turns the bits of queries, keys and values of a window into selected values.
+inline int64_t tokens_of(const Layout& layout) { return layout.window_height * layout.window_width; }
+
+// What select_keys needs for itself.
+struct SelectScratch : Scratch {
+    float* scores;
+    uint32_t* selected;
+
+    SelectScratch(const Layout& layout, uint32_t* memory) : Scratch(memory) {
+        scores = take_array<float>(blocks_of(tokens_of(layout)) * 16);
+        selected = take(words_of(tokens_of(layout)));
+    }
+};
+
+struct WindowState {
+    int64_t queries;  // tokens that are no padding
+    int64_t masked;   // some must not attend to others
+};
+
+// Bits of queries, keys and values of a window.
 struct HeadScratch : WindowScratch {
     int64_t tokens, padded_tokens, token_words, head_blocks, head_words;
+    WindowState* window;
     float** real_rows;
+    float* no_bias;
     int32_t* real;
-    uint32_t *bits, *queries, *keys, *values, *allowed, *selected;
+    uint32_t *bits, *queries, *keys, *values, *allowed;
 
     template <class Args>
     HeadScratch(const Args* args, uint32_t* memory)
-        : WindowScratch(args->layout.window * args->layout.window, memory),
-          tokens(args->layout.window * args->layout.window),
+        : WindowScratch(tokens_of(args->layout), memory),
+          tokens(tokens_of(args->layout)),
           padded_tokens(blocks_of(tokens) * 16),
           token_words(words_of(tokens)),
           head_blocks(blocks_of(args->head_dim)),
           head_words(words_of(head_blocks * 16)) {
+        window = take_array<WindowState>(1);
         real_rows = take_array<float*>(tokens);
+        no_bias = take_array<float>(args->bias ? 0 : padded_tokens);
         real = take_array<int32_t>(tokens);
         bits = take(tokens * words_of(args->channels));
         queries = take(args->heads * head_words * padded_tokens);
         keys = take(args->heads * head_words * padded_tokens);
         values = take(token_words * args->heads * head_blocks * 16);
         allowed = take(tokens * token_words);
-        selected = take(token_words);
     }
 };
 
@@ -102,6 +123,12 @@ struct AttentionScratch : HeadScratch {
     }
 };
 
+// How many parts a step of a window has that threads may share.
+inline int64_t attention_parts(const Layout& layout, int64_t heads, AttentionStep step) {
+    const int64_t chunks = ceil_div(tokens_of(layout), TOKENS_AT_A_TIME);
+    return step == STEP_BEGIN ? 1 : step == STEP_HEADS ? chunks * heads : chunks;
+}
+
 struct ResidualRowScratch : Scratch {
     int64_t stride, out_stride;
     float *normed, *out;
@@ -116,17 +143,13 @@ struct ResidualRowScratch : Scratch {
 };
 
 struct ResidualAttentionScratch : HeadScratch {
-    int64_t stride, qkv_stride, out_stride;
-    float *normed, *qkv, *out;
+    int64_t stride, qkv_stride;
+    float *qkv, *out;
 
     ResidualAttentionScratch(const ResidualAttentionArgs* args, uint32_t* memory)
-        : HeadScratch(args, memory),
-          stride(blocks_of(args->channels) * 16),
-          qkv_stride(blocks_of(3 * args->channels) * 16),
-          out_stride(stride + 16) {  // the last block of a head may reach over the end
-        normed = take_array<float>(stride);
-        qkv = take_array<float>(tokens * qkv_stride + 16);
-        out = take_array<float>(tokens * out_stride);
+        : HeadScratch(args, memory), stride(blocks_of(args->channels) * 16), qkv_stride(blocks_of(3 * args->channels) * 16) {
+        qkv = take_array<float>(tokens * qkv_stride + 16);  // values may be read beyond the last row
+        out = take_array<float>(tokens * stride);
     }
 };
 
@@ -139,7 +162,7 @@ struct MixScratch : WindowScratch {
     uint32_t* token_bits;
 
     MixScratch(const MlpArgs* args, uint32_t* memory)
-        : MixScratch(args, args->layout.window * args->layout.window, memory) {}
+        : MixScratch(args, tokens_of(args->layout), memory) {}
 
    protected:
     MixScratch(const MlpArgs* args, int64_t tokens, uint32_t* memory)
@@ -153,7 +176,7 @@ struct MlpScratch : MixScratch {
     uint32_t *bits, *hidden, *si_hidden;
 
     MlpScratch(const MlpArgs* args, uint32_t* memory)
-        : MixScratch(args, mixes_inside(args) ? args->layout.window * args->layout.window : ROWS_AT_A_TIME, memory) {
+        : MixScratch(args, mixes_inside(args) ? tokens_of(args->layout) : ROWS_AT_A_TIME, memory) {
         real_rows = take_array<float*>(tokens);
         bits = take(tokens * words_of(args->channels));
         hidden = take(tokens * words_of(args->hidden));
@@ -167,7 +190,7 @@ struct ResidualMixScratch : WindowScratch {
     uint32_t *token_bits, *si_bits;
 
     ResidualMixScratch(const ResidualMlpArgs* args, uint32_t* memory)
-        : ResidualMixScratch(args, args->layout.window * args->layout.window, memory) {}
+        : ResidualMixScratch(args, tokens_of(args->layout), memory) {}
 
    protected:
     ResidualMixScratch(const ResidualMlpArgs* args, int64_t tokens, uint32_t* memory)
@@ -185,7 +208,7 @@ struct ResidualMlpScratch : ResidualMixScratch {
     uint32_t *bits, *hidden_bits;
 
     ResidualMlpScratch(const ResidualMlpArgs* args, uint32_t* memory)
-        : ResidualMixScratch(args, mixes_inside(args) ? args->layout.window * args->layout.window : ROWS_AT_A_TIME, memory),
+        : ResidualMixScratch(args, mixes_inside(args) ? tokens_of(args->layout) : ROWS_AT_A_TIME, memory),
           stride(blocks_of(args->channels) * 16),
           hidden_stride(blocks_of(args->hidden) * 16) {
         real_rows = take_array<float*>(tokens);

@@ -13,8 +13,6 @@
 #endif
 #define SIMD static METHOD
 
-#define MOST_TOKEN_VECTORS 62  // 31 x 31 tokens: kernels.py refuses larger windows
-
 SIMD int popcount(uint32_t x) {
     x -= x >> 1 & 0x55555555u;
     x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
