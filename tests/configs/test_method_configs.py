@@ -1,5 +1,7 @@
 """Configs of the other methods: each is built and takes a step in each of its stages, and has its paper's values."""
 
+import re
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -11,7 +13,11 @@ from tests.configs.test_configs import FOLDER, build, load
 
 METHODS = ("bireal", "reactnet", "bibert", "bivit", "bit", "bi_vit")
 NAMES = [path.relative_to(FOLDER).as_posix() for path in sorted((FOLDER / "classification" / "methods").glob("*.py"))]
-TINY = dict(arch=dict(embed_dims=8, depths=(1, 2), num_heads=(1, 2)), out_indices=(1,))
+VIT_NAMES = [path.relative_to(FOLDER).as_posix() for path in sorted((FOLDER / "classification" / "vit").glob("*.py"))]
+TINY = {
+    "mmbivit.BinarySwinTransformer": dict(arch=dict(embed_dims=8, depths=(1, 2), num_heads=(1, 2)), out_indices=(1,)),
+    "mmbivit.BinaryVisionTransformer": dict(arch=dict(embed_dims=16, depths=(2,), num_heads=(2,)), patch_size=8),
+}
 
 
 def test_every_method_has_both_data_sets_with_and_without_spatial_interaction():
@@ -20,22 +26,25 @@ def test_every_method_has_both_data_sets_with_and_without_spatial_interaction():
     assert {method.replace("_", "-") for method in METHODS} | {"sibivit", "float"} == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(name for name in VIT_NAMES if not name.endswith("float.py"))])
 def test_it_takes_a_step_in_each_stage(name):
     cfg = load(name)
     torch.manual_seed(0)
     backbone = cfg.model.backbone
     assert (backbone.mlp_ratio, backbone.spatial_interaction is None) in ((3, False), (4, True))
     assert (backbone.spatial_interaction is None) == name.endswith("no_si.py")
-    assert backbone.recipe.replace("-", "_") == name.split("/")[-1].split("_swin")[0]
-    model = build({**cfg.model, "backbone": {**backbone, **TINY, "pretrain_img_size": 32}}).train()
+    assert backbone.recipe.replace("-", "_") == re.split("_swin|_vit_[tsb]|_deit", name.split("/")[-1])[0]
+    tiny = dict(TINY[backbone.type], pretrain_img_size=32)
+    model = build({**cfg.model, "backbone": {**backbone, **tiny}}).train()
     options = {key: value for key, value in cfg.custom_hooks[0].items() if key not in ("type", "teacher")}
     hook = DecoupledTrainingHook(**options)
     assert len(hook.switches) + 1 == model.backbone.last_stage
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     teacher = cfg.custom_hooks[0].teacher
     if teacher is not None:
-        inner = {**teacher.backbone, **TINY, "window_size": backbone.window_size}
+        inner = {**teacher.backbone, **tiny}
+        if "window_size" in backbone:
+            inner["window_size"] = backbone.window_size
         teacher = build(dict(type=teacher.type, num_classes=teacher.num_classes, backbone=inner))
     for stage in range(1, model.backbone.last_stage + 1):
         model.backbone.set_stage(stage)

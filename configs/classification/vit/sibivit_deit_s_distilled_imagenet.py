@@ -1,0 +1,13 @@
+# SI-BiViT DeiT-S on ImageNet-1k (Table 3): token mixing over 198 tokens, class and distillation token included.
+# The size of the paper's float network is that of a distilled DeiT, with two heads.
+_base_ = "../../_base_/vit_imagenet.py"
+
+float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:timm://deit_small_distilled_patch16_224.fb_in1k}}"
+load_from = float_checkpoint
+network = dict(type="mmbivit.BinaryVisionTransformer", arch="small", out_type="cls_token", distillation_token=True)
+model = dict(
+    backbone=dict(_delete_=True, recipe="sibivit", mlp_ratio=3, spatial_interaction=dict(ratio=1.0), **network)
+)
+custom_hooks = _base_.custom_hooks
+custom_hooks[0].teacher.backbone = dict(recipe="float", **network)
+custom_hooks[0].teacher.init_cfg.checkpoint = float_checkpoint
