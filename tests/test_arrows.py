@@ -17,7 +17,7 @@ FLOORS = (
     ("engine",),
     ("datasets",),
     ("distill",),
-    ("evaluation",),
+    ("evaluation", "timm"),
     ("models",),
     ("checkpoints",),
     ("packed",),
