@@ -48,7 +48,7 @@ def main() -> None:
         start = time.monotonic()
         arms = {arm: ARMS[arm] for q in QUESTIONS if q.key in args.questions for arm in q.arms}
         tasks = {arm.task for arm in arms.values()}
-        if CLASSIFICATION in tasks:
+        if tasks - {DETECTION}:
             make_digit_folders(args.out / CLASSIFICATION.data, val=args.val_images)
         if DETECTION in tasks:
             make_digit_scenes(args.out / DETECTION.data, train=1000, val=args.val_scenes)

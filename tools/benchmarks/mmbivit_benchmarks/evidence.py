@@ -64,9 +64,11 @@ class Task:
 
 
 CLASSIFICATION = Task("float", "classification/digits_swin_float", "accuracy/top1", 1.0, "data")
+VIT = Task("float_vit", "classification/digits_vit_float", "accuracy/top1", 1.0, "data")
 DETECTION = Task("float_detector", "digits/mask_rcnn_swin_float", "coco/bbox_mAP_50", 100.0, "scenes")
 ONE_STAGE = "classification/digits_sibivit_from_float"
 TWO_STAGES = "classification/digits_sibivit"
+VIT_ONE_STAGE = "classification/digits_sibivit_vit_from_float"
 DETECTOR_ONE_STAGE = "digits/ablation/single_stage_si"
 DETECTOR_TWO_STAGES = "digits/mask_rcnn_sibivit"
 
@@ -88,7 +90,9 @@ class Arm:
     @property
     def task(self) -> Task:
         """What it learns."""
-        return DETECTION if self.base.startswith("digits/") else CLASSIFICATION
+        if self.base.startswith("digits/"):
+            return DETECTION
+        return VIT if self.base == VIT_ONE_STAGE else CLASSIFICATION
 
 
 def without_si(mlp_ratio: int) -> tuple[tuple[str, object], ...]:
@@ -138,6 +142,9 @@ ARMS = {
     "alpha_0.01": _alpha(0.01),
     "alpha_0.1": _alpha(0.1),
     "alpha_0.5": _alpha(0.5),
+    "vit_si": Arm("ViT, SI, MLP 3", VIT_ONE_STAGE),
+    "vit_no_si_mlp3": Arm("ViT, no SI, MLP 3", VIT_ONE_STAGE, without_si(3)),
+    "vit_no_si_mlp4": Arm("ViT, no SI, MLP 4", VIT_ONE_STAGE, without_si(4)),
     "detector_two_stages": Arm("detector, two stages, SI", DETECTOR_TWO_STAGES),
     "detector_one_stage": Arm("detector, single stage, SI", DETECTOR_ONE_STAGE),
     "detector_two_stages_no_si": Arm("detector, two stages, no SI", DETECTOR_TWO_STAGES, without_si(3)),
@@ -206,6 +213,7 @@ QUESTIONS = (
         "Where should alpha start?",
         (("alpha_0.01", "si_mlp3"), ("alpha_0.1", "si_mlp3"), ("alpha_0.5", "si_mlp3")),
     ),
+    Question("V", "And in a ViT?", (("vit_si", "vit_no_si_mlp3"), ("vit_si", "vit_no_si_mlp4"))),
     Question(
         "D",
         "And in detection? (box AP50)",
