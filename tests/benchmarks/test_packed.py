@@ -28,7 +28,7 @@ SHAPE = (1, 60, 64)
 
 @pytest.fixture(scope="module")
 def networks():
-    return make_networks(TINY)
+    return make_networks(arch=TINY)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_networks_are_the_compared_ones(networks):
     for suffix in ("alpha", "gamma", "zeta", "fc1.bias", "running_mean", "norm.weight", "norm.bias"):
         found = [value for key, value in state.items() if key.endswith(suffix)]
         assert found and all(value.unique().numel() > 1 for value in found), suffix
-    again = make_networks(TINY)[True].model.state_dict()
+    again = make_networks(arch=TINY)[True].model.state_dict()
     assert all(torch.equal(value, again[key]) for key, value in state.items())
 
 
@@ -434,3 +434,16 @@ def test_tool_refuses_a_size(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call_tool(monkeypatch, "--sizes", "224")
     assert "expected batch x height x width, such as 1x224x224, got '224'" in capsys.readouterr().err
+
+
+def test_deit_is_measured_against_goals_of_its_own():
+    arch = dict(embed_dims=16, depths=(2,), num_heads=(2,))
+    results = run.run_benchmark([(1, 64, 64)], ["torch", "packed"], 1, 1, network="deit_s", arch=arch)
+    rows = results["sizes"]["1 x 64 x 64"]
+    assert rows["packed"]["deviation"] < 0.01 and rows["torch"]["deviation"] < 1e-5
+    assert [row["layer"] for row in results["gemm"]][:2] == ["stage 1 qkv, fc1", "stage 1 proj"]
+    text = "\n".join(text_of(make_report(results)))
+    assert "DeiT-S, 1 x 64 x 64" in text and "224 x 224, batch 1, against the fastest float32" in text
+    assert "packed file" not in text
+    with pytest.raises(ValueError, match="allowed: one, as token mixing of DeiT-S is of one size"):
+        run.run_benchmark([(1, 64, 64), (1, 96, 96)], ["torch"], 1, 1, network="deit_s")

@@ -12,7 +12,7 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.files import check_writable
-from mmbivit_benchmarks.packed import DETECTION, RUNTIMES, make_report, run_benchmark
+from mmbivit_benchmarks.packed import DETECTION, NETWORKS, RUNTIMES, make_report, run_benchmark
 
 SIZES = [(1, 224, 224), (8, 224, 224), DETECTION]
 WIDTH = 132  # of tables, also in a pipe
@@ -28,13 +28,19 @@ def size(text: str) -> tuple[int, ...]:
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description="Time the Swin-T backbone in one process, the runtimes in turn: float in torch, torch.compile, "
+        description="Time a backbone in one process, the runtimes in turn: float in torch, torch.compile, "
         "ONNX Runtime and OpenVINO, 8-bit integers, simulated binary and packed. Compare files and peak memory, time "
         "the matrix products, say where the packed time goes, and whether the goals are reached. Runtimes that are "
         "missing are left out: pip install 'mmbivit[benchmark]' brings them. Leave the machine idle meanwhile."
     )
     parser.add_argument(
         "--quick", action="store_true", help="a minute or two: 224 x 224 only, few repeats, no torch.compile, no memory"
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default="swin_t",
+        help="the Swin-T of detectors (default), or the DeiT-S of classifiers",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every runtime (default: torch's)")
     parser.add_argument(
@@ -58,7 +64,8 @@ def main() -> None:
     import torch  # not above, where it would come before mmbivit.uncaught
 
     args = parse_args()
-    sizes = args.sizes or (SIZES[:1] if args.quick else SIZES)
+    swin = args.network == "swin_t"
+    sizes = args.sizes or (SIZES[:1] if args.quick else [size for size in SIZES if size != DETECTION or swin])
     quick_runtimes = [name for name in RUNTIMES if name != "compile"]
     left_out = {"compile": "left out by --quick: it compiles for a minute"} if args.quick and not args.runtimes else {}
     progress = Console(stderr=True, style="dim", highlight=False)
@@ -74,6 +81,7 @@ def main() -> None:
             (5 if args.quick else 20) if args.repeats is None else args.repeats,
             torch.get_num_threads() if args.threads is None else args.threads,
             memory_shape=None if args.quick or DETECTION not in sizes else DETECTION,
+            network=args.network,
             left_out=left_out,
             say=lambda text: progress.print(f"{time.perf_counter() - start:4.0f} s  {text}"),
         )

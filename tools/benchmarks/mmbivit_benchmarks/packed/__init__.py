@@ -1,7 +1,8 @@
 """How fast and how small packed inference is, next to the runtimes that people use for float networks."""
 
+from .networks import NETWORKS
 from .report import make_report
 from .run import DETECTION, run_benchmark
 from .runtimes import RUNTIMES
 
-__all__ = ["DETECTION", "RUNTIMES", "make_report", "run_benchmark"]
+__all__ = ["DETECTION", "NETWORKS", "RUNTIMES", "make_report", "run_benchmark"]

@@ -9,6 +9,7 @@ from rich.box import ASCII2
 from rich.console import Group
 from rich.table import Table
 
+from .networks import NETWORKS
 from .timing import geometric_mean
 
 __all__ = ["GOALS", "Goal", "fastest_float", "make_report", "verdict"]
@@ -142,10 +143,27 @@ GOALS = (
 )
 
 
+# Of networks other than Swin-T.
+OTHER_GOALS = {
+    "deit_s": (
+        Goal(
+            "224 x 224, batch 1, against the fastest float32",
+            4,
+            7,
+            "x",
+            lambda r: speedup(r, SMALL),
+            _speed_remark(SMALL),
+        ),
+    ),
+}
+
+
 def make_report(results: Results) -> Group:
     """Make the tables that the tool prints, of what :func:`run_benchmark` returns."""
     parts: list[Table | str] = [_machine(results["machine"])]
-    parts += [_times(size, rows) for size, rows in results["sizes"].items()]
+    parts += [
+        _times(NETWORKS[results.get("network", "swin_t")][0], size, rows) for size, rows in results["sizes"].items()
+    ]
     parts += [TIMES_NOTE, _files(results["sizes"])]
     if results["memory"]:
         parts += [_memory(results["memory_size"], results["memory"]), MEMORY_NOTE]
@@ -191,9 +209,9 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
 
-def _times(size: str, rows: dict[str, dict]) -> Table:
+def _times(title: str, size: str, rows: dict[str, dict]) -> Table:
     names = ("runtime", "computes in", "ms, median", "25 % to 75 %", "vs packed", "vs float", "outputs")
-    table = _table(f"Swin-T backbone, {size}", *names, left=2)
+    table = _table(f"{title}, {size}", *names, left=2)
     table.columns[-1].justify = "left"
     packed, fastest = median(rows.get("packed", {})), fastest_float(rows)
     for row in rows.values():
@@ -275,11 +293,11 @@ def _breakdown(size: str, phases: dict[str, float] | str) -> Table:
 
 
 def verdict(results: Results) -> Table:
-    """Compare with :data:`GOALS`."""
+    """Compare with the goals of the network."""
     table = _table("What packed inference must reach", "goal", "must", "aim", "reached", "is", "")
     for column in table.columns[-2:]:
         column.justify = "left"
-    for goal in GOALS:
+    for goal in OTHER_GOALS.get(results.get("network"), GOALS):
         value = goal.reached(results)
         number = "" if value is None else f"{value:.2f}{goal.unit}"
         table.add_row(

@@ -35,7 +35,8 @@ def run_benchmark(
     repeats: int,
     threads: int,
     memory_shape: Shape | None = None,
-    arch: str | dict = "tiny",
+    network: str = "swin_t",
+    arch: dict | None = None,
     left_out: dict[str, str] | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -47,21 +48,26 @@ def run_benchmark(
         repeats: visits to each runtime for a single image of 224 x 224, see :func:`interleave`; more pixels get fewer.
         threads: of every runtime.
         memory_shape: of these ``shapes`` the one whose memory is measured; ``None`` for none.
-        arch: of the backbones, see :class:`mmbivit.models.BinarySwinTransformer`.
+        network: of :data:`.networks.NETWORKS`.
+        arch: another one than its own.
         left_out: runtimes that are not measured, and why.
         say: told what is going on.
 
     Returns:
-        Plain JSON values: ``machine``, ``sizes`` (of :func:`measure_size`, by ``"1 x 224 x 224"``), ``breakdown`` by
-        the same, ``gemm`` (of :func:`measure_gemm`), ``memory`` (of :func:`measure_memory`) and ``memory_size``.
+        Plain JSON values: ``network``, ``machine``, ``sizes`` (of :func:`measure_size`, by ``"1 x 224 x 224"``),
+        ``breakdown`` by the same, ``gemm`` (of :func:`measure_gemm`), ``memory`` (of :func:`measure_memory`) and
+        ``memory_size``.
 
     Raises:
         ValueError: if a runtime or a number has no sense.
     """
     check_options(shapes, runtimes, repeats, threads)
-    networks = make_networks(arch)
+    sides = {side for shape in shapes for side in shape[1:]}
+    if network == "deit_s" and len(sides) > 1:
+        raise ValueError(f"sizes of {sorted(sides)} pixels; allowed: one, as token mixing of DeiT-S is of one size")
+    networks = make_networks(network, arch, min(sides) if network == "deit_s" else 112)
     results: dict[str, Any] = dict(
-        machine=describe_machine(threads), sizes={}, breakdown={}, memory={}, memory_size=None
+        network=network, machine=describe_machine(threads), sizes={}, breakdown={}, memory={}, memory_size=None
     )
     for shape in shapes:
         name = size_name(shape)
@@ -77,7 +83,8 @@ def run_benchmark(
                 results["memory_size"] = name
                 results["memory"] = measure_all_memory(networks, shape, runtimes, threads, Path(folder), say)
     say("matrix products")
-    results["gemm"] = measure_gemm(networks[True], GEMM_SHAPE, max(1, repeats // 2), threads)
+    gemm_shape = GEMM_SHAPE if network == "swin_t" else (1, *shapes[0][1:])
+    results["gemm"] = measure_gemm(networks[True], gemm_shape, max(1, repeats // 2), threads)
     return results
 
 
@@ -97,7 +104,7 @@ def measure_all_memory(
     networks: dict[bool, Network], shape: Shape, runtimes: Sequence[str], threads: int, folder: Path, say: Say
 ) -> dict[str, dict]:
     """Measure the memory of runtimes one after the other; see :func:`measure_memory`."""
-    warm_up = make_networks(WARM_UP_ARCH)
+    warm_up = make_networks(arch=WARM_UP_ARCH)
     rows = {}
     for name in runtimes:
         runtime = RUNTIMES[name]

@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmbivit.models import BinarySwinTransformer
+from mmbivit.models import Backbone
+from mmbivit.registry import MODELS
 
 __all__ = ["RUNTIMES", "Network", "Run", "Runtime", "Unavailable", "reason"]
 
@@ -44,12 +45,15 @@ class Network:
     """A network in evaluation mode and the arguments that build one like it."""
 
     config: dict
-    model: BinarySwinTransformer
+    model: Backbone
 
     @classmethod
     def build(cls, **config) -> "Network":
-        """Build the network with random weights."""
-        return cls(config, BinarySwinTransformer(**config).eval())
+        """Build the network with random weights, by default a Swin that returns all its stages."""
+        config = dict(type="mmbivit.BinarySwinTransformer") | config
+        if config["type"].endswith("SwinTransformer") and isinstance(config.get("arch"), dict):
+            config.setdefault("out_indices", tuple(range(len(config["arch"]["depths"]))))
+        return cls(config, MODELS.build(config).eval())
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,9 @@ def export_torch(network: Network, images: Tensor, folder: Path) -> Path:
     return file
 
 
-def _load_torch(file: Path) -> BinarySwinTransformer:
+def _load_torch(file: Path) -> Backbone:
     with safe_open(file, framework="pt") as content:
-        model = BinarySwinTransformer(**json.loads(content.metadata()["config"]))
+        model = MODELS.build(json.loads(content.metadata()["config"]))
         model.load_state_dict({key: content.get_tensor(key) for key in content.keys()})  # noqa: SIM118
     return model.eval()
 
