@@ -40,7 +40,9 @@ int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t wo
         uint32_t* shared = nullptr, AttentionStep attention_step = STEP_BEGIN) {
     const int64_t steps = ceil_div(units, step);
     int failed = 0;
+    // Neighbouring steps to each thread; but parts of windows in turn, as the last of a window is smaller.
     if (threads > steps) threads = steps > 1 ? (int)steps : 1;
+    const int64_t neighbours = shared || steps < threads ? 1 : ceil_div(steps, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         // whole vectors, on their own cache lines
@@ -48,7 +50,7 @@ int run(const Args* args, Kernel kernel, int64_t units, int64_t step, int64_t wo
         uint32_t* memory = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(raw) + 63) / 64 * 64);
         double own[PHASES] = {0};
         Worker worker = {memory, seconds ? own : nullptr, shared, attention_step};
-#pragma omp for schedule(static)
+#pragma omp for schedule(static, neighbours)
         for (int64_t i = 0; i < steps; i++) {
             const int64_t begin = i * step, end = begin + step < units ? begin + step : units;
             if (raw)
@@ -97,11 +99,14 @@ int run_mlp(const Args* args, Kernel mix_in, Kernel mlp, Kernel mix_out, const v
     const int64_t units = mixes_inside(args) ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
     const int64_t words = MlpMemory(args, nullptr).words;
     if (!apart) return run(args, mlp, units, 1, words, threads, seconds);
-    // The branch reads the tokens before the MLP changes them, and adds to them afterwards.
-    const int64_t mixes = windows_of(args->layout) * blocks_of(args->channels), mix_words = MixMemory(args, nullptr).words;
-    return run(args, mix_in, mixes, 1, mix_words, threads, seconds) ||
+    // The branch reads the tokens before the MLP changes them, and adds to them afterwards. Each step looks for the
+    // tokens of its window, so that few steps are better.
+    const int64_t blocks = blocks_of(args->channels), mixes = windows_of(args->layout) * blocks;
+    const int64_t share = ceil_div(mixes, threads), step = share < blocks ? share : blocks;
+    const int64_t mix_words = MixMemory(args, nullptr).words;
+    return run(args, mix_in, mixes, step, mix_words, threads, seconds) ||
            run(args, mlp, units, 1, words, threads, seconds) ||
-           run(args, mix_out, mixes, 1, mix_words, threads, seconds);
+           run(args, mix_out, mixes, step, mix_words, threads, seconds);
 }
 
 }  // namespace

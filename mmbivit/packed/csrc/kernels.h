@@ -237,7 +237,7 @@ typedef struct {
 } CodePath;
 
 #define ROWS_AT_A_TIME 56    // a multiple of all TILE_ROWS
-#define TOKENS_AT_A_TIME 64  // whole words of tokens
+#define TOKENS_AT_A_TIME 32  // a word of them
 
 #ifdef __cplusplus
 extern "C" {
