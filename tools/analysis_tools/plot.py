@@ -90,6 +90,9 @@ def parse_args() -> argparse.Namespace:
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="size of the image in pixels (default: as complexity.py)"
     )
 
+    picture = add("network", draw_network, "stages and parts of the backbone, and which are binary")
+    picture.add_argument("config", help="config file of a detector or classifier")
+
     picture = add(
         "conflict", draw_conflict, "gradient of distillation along and against the task's (SI-BiViT, Figure 4b)"
     )
@@ -159,6 +162,13 @@ def draw_interaction(args: argparse.Namespace) -> "Figure":
     capability = measure_interaction(args.config, None if args.shape is None else tuple(args.shape))
     Console().print(interaction_table(capability))
     return interaction_figure(capability)
+
+
+def draw_network(args: argparse.Namespace) -> "Figure":
+    """Draw the backbone of a config."""
+    from mmbivit.report.plots.network import plot_network
+
+    return plot_network(args.config)
 
 
 def draw_conflict(args: argparse.Namespace) -> "Figure":

@@ -1,0 +1,58 @@
+"""Operations of the papers' networks, with the counting that gives each printed number (docs/backbones.md)."""
+
+import math
+
+import pytest
+import torch
+
+from mmbivit.analysis import complexity
+from mmbivit.models import BinaryVisionTransformer
+
+
+def count(arch: str, si: bool, recipe: str = "sibivit", **options):
+    with torch.device("meta"):
+        network = BinaryVisionTransformer(
+            arch, recipe, spatial_interaction=dict(ratio=1.0) if si else None, mlp_ratio=3 if si else 4, **options
+        )
+    return complexity(network, (3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("arch", "distilled", "bops"),
+    [("tiny", False, 1.23), ("small", False, 4.20), ("tiny", True, 1.24)],
+    ids=["ViT-T", "ViT-S", "DeiT-T"],
+)
+def test_sibivit_table_2_with_spatial_interaction(arch, distilled, bops):
+    """197 tokens, and 198 of DeiT, which is the distilled one."""
+    counted = count(arch, si=True, distillation_token=distilled)
+    assert round(counted.bops / 1e9, 2) == bops
+
+
+@pytest.mark.parametrize(
+    ("arch", "distilled", "bops"),
+    [("tiny", False, 1.40), ("small", False, 4.90), ("tiny", True, 1.41)],
+    ids=["ViT-T", "ViT-S", "DeiT-T"],
+)
+def test_sibivit_table_2_without_spatial_interaction_counts_attention_twice(arch, distilled, bops):
+    counted = count(arch, si=False, distillation_token=distilled)
+    tokens, channels = 198 if distilled else 197, 192 if arch == "tiny" else 384
+    attention = 12 * 2 * tokens**2 * channels  # both products, of the 12 blocks
+    assert round((counted.bops + attention) / 1e9, 2) == bops
+
+
+@pytest.mark.parametrize(
+    ("arch", "flops", "bops", "digits"), [("small", 0.57, 4.51, 2), ("base", 1.15, 17.3, 1)], ids=["S", "B"]
+)
+def test_binaryvit_table_4_counts_baselines_without_class_token(arch, flops, bops, digits):
+    """Its digits are cut, not rounded; for Baseline-B it prints 17.4, which is 17.355 rounded."""
+    counted = count(arch, si=False, recipe="reactnet", class_token=False)
+    assert math.floor(counted.flops / 1e6) / 100 == flops
+    assert math.floor(counted.bops / 1e9 * 10**digits) / 10**digits == bops
+
+
+def test_float_vits_have_the_operations_of_sibivit_tables_2_and_3():
+    """Without the products of attention, and with 5 operations for each value of a LayerNorm."""
+    for arch, channels, flops in (("tiny", 192, 1.08), ("small", 384, 4.25), ("base", 768, 16.86)):
+        counted = count(arch, si=False, recipe="float")
+        attention, norms = 12 * 2 * 197**2 * channels, 5 * 25 * 197 * channels
+        assert (counted.flops - attention + norms) / 1e9 == pytest.approx(flops, abs=0.01)
