@@ -91,9 +91,7 @@ def _columns(block: Block) -> dict[str, list[Part]]:
 
 
 def _draw_stages(ax: "Axes", stages: dict[int, list[Block]]) -> None:
-    ax.set_axis_off()
-    ax.set_xlim(-0.5, len(stages) - 0.5)
-    ax.set_ylim(0, 1)
+    _empty(ax, len(stages), 0, 1)
     for i, (stride, blocks) in enumerate(stages.items()):
         heads = {module.num_heads for module in blocks[0].module.modules() if isinstance(module, Attention)}
         lines = [f"stage {i}: {len(blocks)} block{'s' * (len(blocks) > 1)}", f"{blocks[0].channels} channels"]
@@ -105,9 +103,7 @@ def _draw_stages(ax: "Axes", stages: dict[int, list[Block]]) -> None:
 
 def _draw_block(ax: "Axes", columns: dict[str, list[Part]], name: str) -> None:
     rows = max(map(len, columns.values()))
-    ax.set_axis_off()
-    ax.set_xlim(-0.5, len(columns) - 0.5)
-    ax.set_ylim(-rows - 0.1, 1.1)
+    _empty(ax, len(columns), -rows - 0.1, 1.1)
     ax.set_title(f"{name}: products of 1 bit orange, in float blue, the rest white", loc="left", fontsize=10)
     for i, (branch, parts) in enumerate(columns.items()):
         ax.text(i, 0.55, branch, ha="center", va="center", fontsize=10, color=DARK, weight="bold")
@@ -115,6 +111,11 @@ def _draw_block(ax: "Axes", columns: dict[str, list[Part]], name: str) -> None:
             color = PAPER if part.bits is None else ACCENT if max(part.bits) == 1 else LIGHT
             label = part.label if part.bits is None else f"{part.label}  ({part.bits[0]} x {part.bits[1]} bit)"
             _box(ax, i, -j - 0.3, 0.47, 0.38, label, color)
+
+
+def _empty(ax: "Axes", columns: int, bottom: float, top: float) -> None:
+    ax.set(xlim=(-0.5, columns - 0.5), ylim=(bottom, top), xticks=[], yticks=[])
+    ax.set_axis_off()
 
 
 def _box(ax: "Axes", x: float, y: float, half_width: float, half_height: float, text: str, color: str) -> None:
