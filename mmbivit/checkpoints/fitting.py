@@ -6,6 +6,7 @@ weights of other implementations, for float and binary networks.
 """
 
 import logging
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -84,7 +85,8 @@ def register_key_mapping(module: nn.Module, names: ModuleType | None, convert_fo
         current = module.state_dict()
         foreign = names is not None and convert_foreign and names.is_foreign(own)
         if foreign:
-            own = names.to_own_keys(own, len(module.stages))
+            heads = [next(_heads(stage), 0) for stage in module.stages]
+            own = names.to_own_keys(own, heads)
         from_float = is_float_for(module, own)
         if foreign:
             own[STAGE_KEY] = current[STAGE_KEY]
@@ -98,6 +100,10 @@ def register_key_mapping(module: nn.Module, names: ModuleType | None, convert_fo
         state_dict.update({prefix + key: value for key, value in own.items()})
 
     module.register_load_state_dict_pre_hook(hook)
+
+
+def _heads(stage: nn.Module) -> Iterator[int]:
+    return (module.num_heads for module in stage.modules() if hasattr(module, "num_heads"))
 
 
 def register_classifier_key_mapping(module: nn.Module) -> None:

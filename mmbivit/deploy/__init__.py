@@ -3,6 +3,7 @@
 from mmbivit.packed import (
     PackedDualBranchMLP,
     PackedLinear,
+    PackedNesT,
     PackedPatchMerging,
     PackedSwinTransformer,
     PackedVisionTransformer,
@@ -16,6 +17,7 @@ __all__ = [
     "PackedDualBranchMLP",
     "PackedLinear",
     "PackedPatchMerging",
+    "PackedNesT",
     "PackedSwinTransformer",
     "PackedVisionTransformer",
     "PackedWindowAttention",

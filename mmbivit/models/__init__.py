@@ -12,6 +12,7 @@ from .classifier import ImageClassifier
 from .feature_pyramid import SimpleFeaturePyramid
 from .layout import AllTokens, TokenLayout, WindowLayout
 from .mlp import DualBranchMLP, SpatialInteraction
+from .nest import BinaryNesT
 from .observation import observed
 from .preprocessor import ClassificationPreprocessor
 from .stage import StagedModule, TrainingStage
@@ -23,6 +24,7 @@ __all__ = [
     "AllTokens",
     "Attention",
     "Backbone",
+    "BinaryNesT",
     "BinarySwinTransformer",
     "BinaryVisionTransformer",
     "Block",

@@ -9,10 +9,10 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmbivit.checkpoints import load_checkpoint_file, load_pretrained, register_key_mapping
 from mmbivit.checks import UserError, check_flag, did_you_mean
+from mmbivit.packed.modules import position_embedding
 
 from .arch import check_indices, check_init_cfg
 from .layout import TokenLayout, WindowLayout, norm_tokens
@@ -153,14 +153,8 @@ class Backbone(StagedModule, BaseModule):
         """Return the tokens ``(B, N, C)`` of images with their positions, and the height and width of their grid."""
         x, hw_shape = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
-            x = x + self._position_embedding(hw_shape)
+            x = x + position_embedding(self.absolute_pos_embed, self.pos_embed_shape, hw_shape)
         return self.drop_after_pos(x), hw_shape
-
-    def _position_embedding(self, hw_shape: tuple[int, int]) -> Tensor:
-        if hw_shape == self.pos_embed_shape:
-            return self.absolute_pos_embed
-        grid = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.pos_embed_shape)
-        return F.interpolate(grid, size=hw_shape, mode="bicubic").flatten(2).transpose(1, 2)
 
     def feature_map(self, x: Tensor, hw_shape: tuple[int, int], stage: int) -> Tensor:
         """Normalise the tokens ``(B, H*W, C)`` of a stage in ``out_indices`` and lay them out as ``(B, C, H, W)``."""

@@ -1,6 +1,7 @@
 """Packed networks: binary layers that run on bits, by native kernels or a torch reference. Needs torch alone."""
 
 from .modules import PackedDualBranchMLP, PackedLinear, PackedPatchMerging, PackedWindowAttention
+from .nest import PackedNesT, PackedNesTConfig
 from .network import NETWORKS, PackedConfig, PackedNetwork, packed_network
 from .residual import (
     PackedResidualAttention,
@@ -16,6 +17,8 @@ __all__ = [
     "PackedConfig",
     "PackedDualBranchMLP",
     "PackedLinear",
+    "PackedNesT",
+    "PackedNesTConfig",
     "PackedNetwork",
     "PackedPatchMerging",
     "PackedResidualAttention",

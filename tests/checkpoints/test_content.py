@@ -68,7 +68,7 @@ def warnings(monkeypatch):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_float_weights_start_every_binary_network_and_its_own_continue_it(recipe, warnings):
     network = swin(RECIPES[recipe], spatial_interaction=dict(ratio=1.0))
-    timm_keys = to_own_keys(make_timm_swin().state_dict(), 2)
+    timm_keys = to_own_keys(make_timm_swin().state_dict(), (1, 2))
     for keys in (swin("float").state_dict(), timm_keys):
         assert is_float_for(network, keys) and not is_float_for(swin("float"), keys)
     for other in RECIPES.values():
@@ -98,7 +98,7 @@ def test_where_no_part_has_tensors_the_training_stage_tells():
     network = swin(KEYLESS)
     assert not binary_keys(network)
     assert not is_float_for(network, network.state_dict())
-    assert is_float_for(network, to_own_keys(make_timm_swin().state_dict(), 2))
+    assert is_float_for(network, to_own_keys(make_timm_swin().state_dict(), (1, 2)))
 
 
 def test_parts_and_names_agree_on_what_only_binary_networks_have():

@@ -16,7 +16,7 @@ from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
 from mmbivit.checkpoints import load_pretrained
 from mmbivit.deploy import pack
 from mmbivit.distill import AttentionRankingLoss, BlockMSELoss, DirectionMatchingLoss, Distiller, DistillTerm
-from mmbivit.models import Attention, Backbone, BinarySwinTransformer, BinaryVisionTransformer, find_blocks
+from mmbivit.models import Attention, Backbone, BinaryNesT, BinarySwinTransformer, BinaryVisionTransformer, find_blocks
 from mmbivit.registry import MODELS
 
 from .test_backbone import ToyBackbone, ToyModel
@@ -31,12 +31,18 @@ NETWORKS = {
     BinaryVisionTransformer: dict(
         arch=dict(embed_dims=8, depths=(2,), num_heads=(2,)), patch_size=8, pretrain_img_size=32, drop_path_rate=0.0
     ),
+    BinaryNesT: dict(
+        arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)),
+        pretrain_img_size=24,  # blocks of 3 x 3, of which 32 pixels fill some in part
+        out_indices=(0, 1),
+        drop_path_rate=0.0,
+    ),
     ToyBackbone: {},
     ToyViT: {},
 }
 TOY = Recipe(input_quantizer=ScaledSign)  # thresholds with a learnable scale
 SIZES = ((32, 32), (45, 39))
-MIXES = (BinarySwinTransformer, BinaryVisionTransformer)  # which take spatial_interaction
+MIXES = (BinarySwinTransformer, BinaryVisionTransformer, BinaryNesT)  # which take spatial_interaction
 ODD = dict.fromkeys((ToyViT, BinaryVisionTransformer), (27, 30))  # whose token mixing knows one grid
 
 

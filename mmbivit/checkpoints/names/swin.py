@@ -4,7 +4,7 @@ Everything here is about names and the layout of tensors; :mod:`mmbivit.checkpoi
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,10 +83,12 @@ def own_names(keys: Iterable[str], num_stages: int) -> dict[str, str]:
     return names
 
 
-def to_own_keys(state_dict: dict[str, Tensor], num_stages: int) -> dict[str, Tensor]:
+def to_own_keys(state_dict: dict[str, Tensor], num_heads: Sequence[int]) -> dict[str, Tensor]:
     """Bring the weights of mmdet, timm and the official Swin under our names and into our layout."""
     family = find_family(state_dict)
-    return {name: own_value(name, state_dict[key], family) for key, name in own_names(state_dict, num_stages).items()}
+    return {
+        name: own_value(name, state_dict[key], family) for key, name in own_names(state_dict, len(num_heads)).items()
+    }
 
 
 def own_value(name: str, value: Tensor, family: str) -> Tensor:

@@ -1,13 +1,14 @@
 """The names of ViT weights: ours, and those of timm and the official DeiT, which are the same."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmbivit.checkpoints.content import COMPUTED, check_tensor
+from mmbivit.checkpoints.content import check_tensor
+
+from . import fit_positions
 
 __all__ = ["fit_tensor", "is_foreign", "to_own_keys"]
 
@@ -21,7 +22,7 @@ def is_foreign(keys: Iterable[str]) -> bool:
     return any(map(_FOREIGN.search, keys))
 
 
-def to_own_keys(state_dict: dict[str, Tensor], num_stages: int) -> dict[str, Tensor]:
+def to_own_keys(state_dict: dict[str, Tensor], num_heads: Sequence[int]) -> dict[str, Tensor]:
     """Bring the weights of timm and DeiT under our names and into our layout.
 
     Their tokens beside the grid get their positions here: ours have one tensor for both.
@@ -49,19 +50,9 @@ def fit_tensor(name: str, value: Tensor, expected: Tensor) -> Tensor:
     first, are cut, so that a classifier's backbone starts a detector's. Other tensors are returned as they are.
     """
     if name == "absolute_pos_embed":
-        return _fit_positions(value, expected)
+        return fit_positions(value, expected)
     if ".mlp.si." in name and value.ndim == expected.ndim:
         surplus = {old - new for old, new in zip(value.shape, expected.shape, strict=True)}
         if surplus <= {1, 2}:
             return value[tuple(slice(old - new, None) for old, new in zip(value.shape, expected.shape, strict=True))]
     return value
-
-
-def _fit_positions(value: Tensor, expected: Tensor) -> Tensor:
-    if value.ndim != 3 or value.shape[::2] != expected.shape[::2] or value.dtype not in COMPUTED:
-        return value
-    old, new = (round(tokens.shape[1] ** 0.5) for tokens in (value, expected))
-    if old in (0, new) or old**2 != value.shape[1] or new**2 != expected.shape[1]:
-        return value
-    grid = value.transpose(1, 2).unflatten(2, (old, old))
-    return F.interpolate(grid, size=(new, new), mode="bicubic").flatten(2).transpose(1, 2)
