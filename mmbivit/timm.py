@@ -23,11 +23,13 @@ _VIT = dict(type="mmbivit.BinaryVisionTransformer", out_type="cls_token", **_SI)
 _SWIN = dict(
     type="mmbivit.BinarySwinTransformer", out_indices=(3,), shift_single_window=False, downsample="float"
 ) | dict(_SI, spatial_interaction=dict(ratio=1.0, axis="grid"))
+_NEST = dict(type="mmbivit.BinaryNesT", out_indices=(2,), **_SI)
 _SIZES = ("tiny", "small", "base")
 _NETWORKS = {
     **{f"sibivit_vit_{arch}": dict(_VIT, arch=arch) for arch in _SIZES},
     **{f"sibivit_deit_{arch}": dict(_VIT, arch=arch) for arch in _SIZES},
     **{f"sibivit_swin_{arch}": dict(_SWIN, arch=arch) for arch in _SIZES},
+    **{f"sibivit_nest_{arch}": dict(_NEST, arch=arch) for arch in _SIZES},
 }
 _HALF = (0.5, 0.5, 0.5)
 
@@ -113,7 +115,7 @@ class TimmClassifier(ImageClassifier):
         if coarse:
             return dict(stem=stem, blocks=stage)
         after = (10**6,)  # the blocks of its stage
-        blocks = [(stage + r"\.blocks\.(\d+)", None), (stage + r"\.downsample", after), (r"^backbone\.norm", after)]
+        blocks = [(stage + r"\.blocks\.(\d+)", None), (stage + r"\.(?:downsample|pool|pos_embed)", after), (r"^backbone\.norm", after)]
         return dict(stem=stem, blocks=blocks)
 
 

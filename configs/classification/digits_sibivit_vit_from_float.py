@@ -1,4 +1,4 @@
-# The ViT of digits_vit_float.py, binary with spatial interaction over all tokens from the start, from its float weights.
+# The ViT of digits_vit_float.py, binary with spatial interaction over all tokens from the start, from float weights.
 _base_ = "./digits_vit_float.py"
 
 float_checkpoint = "{{$MMBIVIT_FLOAT_CHECKPOINT:work_dirs/digits_vit_float/epoch_28.pth}}"

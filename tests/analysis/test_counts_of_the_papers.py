@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmbivit.analysis import complexity
-from mmbivit.models import BinaryVisionTransformer
+from mmbivit.models import BinaryNesT, BinaryVisionTransformer
 
 
 def count(arch: str, si: bool, recipe: str = "sibivit", **options):
@@ -56,3 +56,20 @@ def test_float_vits_have_the_operations_of_sibivit_tables_2_and_3():
         counted = count(arch, si=False, recipe="float")
         attention, norms = 12 * 2 * 197**2 * channels, 5 * 25 * 197 * channels
         assert (counted.flops - attention + norms) / 1e9 == pytest.approx(flops, abs=0.01)
+
+
+def test_nest_t_has_the_operations_of_sibivit_table_2():
+    """Without spatial interaction attention counts twice, as for ViT; with it one of the two is left out."""
+    attention = sum(2 * 196 * depth * tokens * channels for depth, tokens, channels in NEST_STAGES)
+    counted = {}
+    for recipe, si in (("float", None), ("sibivit", None), ("sibivit", dict(ratio=1.0))):
+        with torch.device("meta"):
+            network = BinaryNesT(recipe=recipe, spatial_interaction=si, mlp_ratio=3 if si else 4, out_indices=(2,))
+        counted[recipe, si is not None] = complexity(network, (3, 224, 224))
+    assert round((counted["sibivit", False].bops + attention) / 1e9, 2) == 5.34
+    assert round((counted["sibivit", True].bops - attention) / 1e9, 2) == 4.06
+    values = sum(2 * depth * tokens * channels for depth, tokens, channels in NEST_STAGES)  # of the blocks' norms
+    assert (counted["float", False].flops - attention + 5 * values) / 1e9 == pytest.approx(5.23, abs=0.01)
+
+
+NEST_STAGES = ((2, 3136, 96), (2, 784, 192), (8, 196, 384))  # blocks, tokens, channels

@@ -13,9 +13,14 @@ from tests.configs.test_configs import FOLDER, build, load
 
 METHODS = ("bireal", "reactnet", "bibert", "bivit", "bit", "bi_vit")
 NAMES = [path.relative_to(FOLDER).as_posix() for path in sorted((FOLDER / "classification" / "methods").glob("*.py"))]
-VIT_NAMES = [path.relative_to(FOLDER).as_posix() for path in sorted((FOLDER / "classification" / "vit").glob("*.py"))]
+VIT_NAMES = [
+    path.relative_to(FOLDER).as_posix()
+    for folder in ("vit", "nest")
+    for path in sorted((FOLDER / "classification" / folder).glob("*.py"))
+]
 TINY = {
     "mmbivit.BinarySwinTransformer": dict(arch=dict(embed_dims=8, depths=(1, 2), num_heads=(1, 2)), out_indices=(1,)),
+    "mmbivit.BinaryNesT": dict(arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), out_indices=(1,)),
     "mmbivit.BinaryVisionTransformer": dict(arch=dict(embed_dims=16, depths=(2,), num_heads=(2,)), patch_size=8),
 }
 
@@ -33,7 +38,7 @@ def test_it_takes_a_step_in_each_stage(name):
     backbone = cfg.model.backbone
     assert (backbone.mlp_ratio, backbone.spatial_interaction is None) in ((3, False), (4, True))
     assert (backbone.spatial_interaction is None) == name.endswith("no_si.py")
-    assert backbone.recipe.replace("-", "_") == re.split("_swin|_vit_[tsb]_|_deit", name.split("/")[-1])[0]
+    assert backbone.recipe.replace("-", "_") == re.split("_swin|_vit_[tsb]_|_deit|_nest", name.split("/")[-1])[0]
     tiny = dict(TINY[backbone.type], pretrain_img_size=32)
     model = build({**cfg.model, "backbone": {**backbone, **tiny}}).train()
     options = {key: value for key, value in cfg.custom_hooks[0].items() if key not in ("type", "teacher")}
