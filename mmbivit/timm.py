@@ -30,6 +30,7 @@ _NETWORKS = {
     **{f"sibivit_deit_{arch}": dict(_VIT, arch=arch) for arch in _SIZES},
     **{f"sibivit_swin_{arch}": dict(_SWIN, arch=arch) for arch in _SIZES},
     **{f"sibivit_nest_{arch}": dict(_NEST, arch=arch) for arch in _SIZES},
+    "binaryvit_small": dict(type="mmbivit.BinaryViT", out_indices=(3,)),
 }
 _HALF = (0.5, 0.5, 0.5)
 
@@ -115,7 +116,11 @@ class TimmClassifier(ImageClassifier):
         if coarse:
             return dict(stem=stem, blocks=stage)
         after = (10**6,)  # the blocks of its stage
-        blocks = [(stage + r"\.blocks\.(\d+)", None), (stage + r"\.(?:downsample|pool|pos_embed)", after), (r"^backbone\.norm", after)]
+        blocks = [
+            (stage + r"\.blocks\.(\d+)", None),
+            (stage + r"\.(?:downsample|pool|pos_embed)", after),
+            (r"^backbone\.norm", after),
+        ]
         return dict(stem=stem, blocks=blocks)
 
 

@@ -15,7 +15,7 @@ TINY = dict(arch=dict(embed_dims=16, depths=(2,), num_heads=(2,)), patch_size=8,
 
 
 def test_all_are_known_to_timm():
-    names = timm.list_models("sibivit_*")
+    names = timm.list_models(["sibivit_*", "binaryvit_*"])
     assert len(names) == len(networks._NETWORKS) and "sibivit_deit_small" in names
     for name in names:
         assert timm.data.resolve_data_config({}, model=timm.create_model(name, **small(name)))["input_size"][1:] == (
@@ -27,6 +27,9 @@ def test_all_are_known_to_timm():
 def small(name):
     if "swin" in name:
         return dict(arch=dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)))
+    if name.startswith("binaryvit"):
+        sizes = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+        return dict(arch=dict(sizes, hidden_dims=(8, 16, 32, 64), reductions=(8, 4, 1, 1)))
     return dict(arch=dict(embed_dims=8, depths=(1, 1, 1), num_heads=(1, 1, 1))) if "nest" in name else TINY
 
 

@@ -7,6 +7,7 @@ from mmbivit.registry import MODELS
 from .arch import ARCHITECTURES
 from .attention import Attention, MultiHeadAttention, WindowAttention, find_attention
 from .backbone import Backbone, Block, find_block, find_blocks
+from .binaryvit import BinaryViT
 from .block import TransformerBlock
 from .classifier import ImageClassifier
 from .feature_pyramid import SimpleFeaturePyramid
@@ -26,6 +27,7 @@ __all__ = [
     "Backbone",
     "BinaryNesT",
     "BinarySwinTransformer",
+    "BinaryViT",
     "BinaryVisionTransformer",
     "Block",
     "ClassificationPreprocessor",

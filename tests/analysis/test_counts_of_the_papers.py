@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmbivit.analysis import complexity
-from mmbivit.models import BinaryNesT, BinaryVisionTransformer
+from mmbivit.models import BinaryNesT, BinaryVisionTransformer, BinaryViT
 
 
 def count(arch: str, si: bool, recipe: str = "sibivit", **options):
@@ -73,3 +73,19 @@ def test_nest_t_has_the_operations_of_sibivit_table_2():
 
 
 NEST_STAGES = ((2, 3136, 96), (2, 784, 192), (8, 196, 384))  # blocks, tokens, channels
+
+
+@pytest.mark.parametrize(
+    ("downsample", "flops", "bops", "ops"), [("binary", 0.19, 3.83, 0.79), ("float", 0.95, 3.75, 1.54)]
+)
+def test_binaryvit_has_the_operations_of_its_table_4(downsample, flops, bops, ops):
+    """Each affine counts one operation a value: two in a block, and four of the pooling branches."""
+    with torch.device("meta"):
+        counted = complexity(BinaryViT(downsample=downsample, out_indices=(3,)), (3, 224, 224))
+    values = 6 * sum(depth * tokens * channels for depth, tokens, channels in BINARYVIT_STAGES)
+    found = (counted.flops + values) / 1e8, counted.bops / 1e9, (counted.ops + values) / 1e8
+    # One unit of the last place: some of its digits are cut, others rounded.
+    assert found == pytest.approx((flops, bops, ops), abs=0.01)
+
+
+BINARYVIT_STAGES = ((3, 3136, 64), (4, 784, 128), (8, 196, 256), (4, 49, 512))

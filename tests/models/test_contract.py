@@ -16,7 +16,15 @@ from mmbivit.binary import RECIPES, BinaryLinear, Quantizer, Recipe
 from mmbivit.checkpoints import load_pretrained
 from mmbivit.deploy import pack
 from mmbivit.distill import AttentionRankingLoss, BlockMSELoss, DirectionMatchingLoss, Distiller, DistillTerm
-from mmbivit.models import Attention, Backbone, BinaryNesT, BinarySwinTransformer, BinaryVisionTransformer, find_blocks
+from mmbivit.models import (
+    Attention,
+    Backbone,
+    BinaryNesT,
+    BinarySwinTransformer,
+    BinaryVisionTransformer,
+    BinaryViT,
+    find_blocks,
+)
 from mmbivit.registry import MODELS
 
 from .test_backbone import ToyBackbone, ToyModel
@@ -36,6 +44,10 @@ NETWORKS = {
         pretrain_img_size=24,  # blocks of 3 x 3, of which 32 pixels fill some in part
         out_indices=(0, 1),
         drop_path_rate=0.0,
+    ),
+    BinaryViT: dict(
+        arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2), hidden_dims=(16, 48), reductions=(4, 1)),
+        out_indices=(0, 1),
     ),
     ToyBackbone: {},
     ToyViT: {},
