@@ -47,7 +47,7 @@ def block_parts(block: nn.Module) -> Iterator[Part]:
             continue
         if name in attentions:
             heads = attentions[name]
-            for label, bits in zip((f"q k of {heads.num_heads} heads", "weights v"), heads.product_bits, strict=True):
+            for label, bits in zip((f"q k, heads: {heads.num_heads}", "weights v"), heads.product_bits, strict=True):
                 yield Part(branch, label, bits)
         elif isinstance(module, nn.Linear):
             bits = getattr(module, "product_bits", ((32, 32),))[0]

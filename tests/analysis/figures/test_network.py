@@ -28,7 +28,7 @@ def test_all_products_of_a_block_are_there(cls, options, recipe):
     assert {part.bits for part in products} == ({(32, 32)} if recipe == "float" else {(1, 1)})
     assert [part.label for part in products if part.branch == "attn"][:2] == [
         "qkv: 8 to 24",
-        f"q k of {block.module.attn.num_heads} heads",
+        f"q k, heads: {block.module.attn.num_heads}",
     ]
 
 
