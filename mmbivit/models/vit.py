@@ -232,7 +232,7 @@ class BinaryVisionTransformer(Backbone):
         if self.num_mixed_tokens is not None and self.stages[0].blocks[0].mixing_window is None:
             check_grid(hw_shape, self.pos_embed_shape, self.patch_embed.patch_size)
         if self.extra_embed is not None:
-            x = torch.cat([self.extra_embed.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([self.extra_embed.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         for block in self.stages[0].blocks:
             x = block(x, hw_shape)
         if self.out_type == "cls_token":

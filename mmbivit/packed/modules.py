@@ -290,7 +290,7 @@ class FloatPatchMerging(PackedModule):
 
 def join_neighbours(x: Tensor, height: int, width: int) -> Tensor:
     """Concatenate 2 x 2 tokens: ``(B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 4*C)``."""
-    grid = F.pad(x.view(len(x), height, width, -1), (0, 0, 0, width % 2, 0, height % 2))
+    grid = F.pad(x.view(x.shape[0], height, width, -1), (0, 0, 0, width % 2, 0, height % 2))
     parts = [grid[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
     return torch.cat(parts, dim=-1).flatten(1, 2)
 

@@ -239,3 +239,25 @@ def test_missing_packages_are_named_with_the_extra(monkeypatch, tmp_path):
         write_onnx(swin(), tmp_path / "x.onnx", size=(32, 32))
     with pytest.raises(ValueError, match="needs onnx, onnxscript: "):
         write_onnx(swin(), tmp_path / "x.onnx", size=(32, 32), check=False)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        dict(
+            type="mmbivit.BinaryVisionTransformer", arch=dict(embed_dims=16, depths=(2,), num_heads=(2,)), patch_size=8
+        )
+        | dict(pretrain_img_size=32, out_type="cls_token", spatial_interaction=dict(ratio=1.0)),
+        dict(type="mmbivit.BinaryNesT", arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)), out_indices=(1,))
+        | dict(pretrain_img_size=32, spatial_interaction=dict(ratio=1.0)),
+        dict(type="mmbivit.BinaryViT", recipe="sibivit", out_indices=(1,))
+        | dict(arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2), hidden_dims=(16, 48), reductions=(4, 1))),
+    ],
+    ids=lambda backbone: backbone["type"],
+)
+def test_other_backbones_are_written_for_any_batch_size(tmp_path, backbone):
+    network = randomize(ImageClassifier(backbone, 3)).eval()
+    write_onnx(network, tmp_path / "network.onnx", size=(32, 32))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        assert_equal_up_to_rounding(run(tmp_path / "network.onnx", images)["logits"], network(images))
