@@ -1,8 +1,8 @@
 """What a packed file may say of a model and its transforms, which come from anybody: the lists and their checks.
 
 MMEngine imports whatever a ``type`` names, looks up some other strings in the same way, and mmcv even evaluates one
-(``nms.type``). So a file gets only what is on these lists: classes of MMDetection that take neither files nor URLs,
-options of a few transforms, numbers, and words that name no module.
+(``nms.type``). So a file gets only what is on these lists: classes of MMDetection and ours that take neither files nor
+URLs, options of a few transforms, numbers, and words that name no module.
 """
 
 import importlib.util
@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.registry import Registry
 
 from mmbivit.checks import UserError
+from mmbivit.registry import MODELS
 
 from .header import MAX_NUMBER
 
@@ -32,6 +33,7 @@ _MODEL_MODULES = (
     "mmdet.models.seg_heads",
     "mmcv.cnn.bricks",
     "mmcv.ops.multi_scale_deform_attn",
+    "mmbivit.models.feature_pyramid",
     "mmengine.utils.dl_utils.parrots_wrapper",  # SyncBN
     "torch.nn.modules",
 )
@@ -71,7 +73,7 @@ _RANGES = {
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9_ -]{0,64}")
-_TYPE = re.compile(r"((?P<scope>mmdet|mmengine)\.)?(?P<name>[A-Za-z]\w{0,63})", re.ASCII)
+_TYPE = re.compile(r"((?P<scope>mmdet|mmengine|mmbivit)\.)?(?P<name>[A-Za-z]\w{0,63})", re.ASCII)
 # Words of keys that lead to files, downloads or other code; ``init_cfg`` and the rest of training are left out as well.
 _REFUSED_WORDS = frozenset(
     "backend checkpoint ckpt client config file filename files import imports init_cfg lang language path pretrained "
@@ -148,7 +150,7 @@ def find_class(name: Any, key: str) -> type | None:
     found = _registered(name, registry.TASK_UTILS if of_task else registry.MODELS)
     if found is None or not _is_allowed(found, _TASK_MODULES if of_task else _MODEL_MODULES):
         raise UserError(
-            f"{key}.type={str(name)[:64]!r} is none of the classes of MMDetection that a packed file may name"
+            f"{key}.type={str(name)[:64]!r} is none of the classes of MMDetection, or ours, that a packed file may name"
         )
     return found
 
@@ -160,7 +162,8 @@ def _registered(name: Any, registry: Registry) -> type | None:
         return None
     registry.import_from_location()
     own, root = registry.module_dict, registry.parent.module_dict
-    places = {"mmdet": (own,), "mmengine": (root,), None: (own, root)}[match["scope"]]
+    ours = MODELS.module_dict
+    places = {"mmdet": (own,), "mmengine": (root,), "mmbivit": (ours,), None: (own, root)}[match["scope"]]
     return next((place[match["name"]] for place in places if match["name"] in place), None)
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from mmbivit import get_config
 from mmbivit.deploy import PackedVisionTransformer, load, pack, save
 from mmbivit.models import BinaryVisionTransformer, ImageClassifier
 from mmbivit.packed import kernels
@@ -129,3 +131,18 @@ def test_threads_share_what_they_compute():
                 assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_detector_with_a_simple_feature_pyramid_goes_through_a_file(tmp_path):
+    cfg = get_config("digits/mask_rcnn_sibivit")
+    neck = dict(type="mmbivit.SimpleFeaturePyramid", in_channels=24, out_channels=64, num_outs=4)
+    cfg.model.backbone, cfg.model.neck = dict(type="mmbivit.BinaryVisionTransformer", window_size=3, **TINY, **SI), neck
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(cfg.model).eval()
+    randomise(model.backbone)
+    packed = pack(model)
+    save(packed, tmp_path / "detector.safetensors", cfg)
+    again, images = load(tmp_path / "detector.safetensors"), torch.randn(1, 3, 88, 104)
+    with torch.no_grad():
+        for ours, simulated in zip(again.extract_feat(images), model.extract_feat(images), strict=True):
+            torch.testing.assert_close(ours, simulated, rtol=1e-3, atol=1e-3)
