@@ -231,7 +231,7 @@ def test_spatial_interaction_and_packing_work_or_refuse_by_name(cls, recipe):
             assert packed(images())[0].shape == network(images())[0].shape
 
 
-@pytest.mark.parametrize("cls", [BinarySwinTransformer, ToyViT], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [*MIXES, ToyViT], ids=lambda cls: cls.__name__)
 def test_attention_and_token_mixing_are_measured_without_knowing_the_backbone(cls):
     network, teacher = build(cls, "sibivit"), build(cls, "float")
     names = list(find_blocks(network))
@@ -252,7 +252,7 @@ def test_attention_and_token_mixing_are_measured_without_knowing_the_backbone(cl
         stride = network_.strides[0]
         assert (found.binary, found.query, found.stride) == (binary, (12 // stride, 20 // stride), stride)
         weights = torch.nansum(torch.tensor(found.weights).flatten(1), dim=1) + torch.tensor(found.padding)
-        if cls is ToyViT:
+        if cls in (ToyViT, BinaryVisionTransformer):
             assert found.visible.all() and found.weights.shape == (2, 4, 4) and not found.padding.any()
             assert (found.beside > 0).all() or binary  # the share of the class token
             weights += torch.tensor(found.beside)
