@@ -13,7 +13,7 @@ from .functional import (
     straight_through,
     threshold_mask,
 )
-from .layers import BinaryLinear, HeadShortcut, ResidualBinaryLinear, RPReLU, repeat_or_average
+from .layers import BinaryLinear, HeadNorm, HeadShortcut, ResidualBinaryLinear, RPReLU, repeat_or_average
 from .learned_scale import LearnedScale
 from .quantizers import (
     ActivationQuantizer,
@@ -32,6 +32,7 @@ __all__ = [
     "BinaryLinear",
     "ElasticAttention",
     "ElasticBinary",
+    "HeadNorm",
     "HeadShortcut",
     "KeySelection",
     "LearnedScale",

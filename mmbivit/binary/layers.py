@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from .functional import rprelu
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
-__all__ = ["BinaryLinear", "HeadShortcut", "RPReLU", "ResidualBinaryLinear", "repeat_or_average"]
+__all__ = ["BinaryLinear", "HeadNorm", "HeadShortcut", "RPReLU", "ResidualBinaryLinear", "repeat_or_average"]
 
 
 class RPReLU(nn.Module):
@@ -162,6 +162,10 @@ class ResidualBinaryLinear(BinaryLinear):
     def forward(self, x: Tensor) -> Tensor:
         y = _norm(self.norm, super().forward(x))
         return self.act(y + repeat_or_average(x, self.out_features) if self.shortcut else y)
+
+
+class HeadNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each head, of queries or of keys (Bi-ViT's published code, for DeiT)."""
 
 
 class HeadShortcut(nn.Module):

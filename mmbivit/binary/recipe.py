@@ -10,7 +10,7 @@ from torch import nn
 from mmbivit.checks import UserError, check_choice, check_flag, check_keys, check_number
 
 from .attention import ElasticAttention, ScoreSign, SoftmaxThreshold
-from .layers import BinaryLinear, HeadShortcut, ResidualBinaryLinear, RPReLU
+from .layers import BinaryLinear, HeadNorm, HeadShortcut, ResidualBinaryLinear, RPReLU
 from .quantizers import (
     ActivationQuantizer,
     ElasticBinary,
@@ -81,6 +81,7 @@ class Recipe:
             a function that makes such a module from the number of heads.
         layer_shortcut: norm, shortcut and RPReLU around every binary linear layer (:class:`ResidualBinaryLinear`).
         head_shortcut: queries, keys and values are added to the heads' output (:class:`HeadShortcut`).
+        head_norm: a LayerNorm of queries and one of keys, over the channels of a head (:class:`HeadNorm`).
         act: ``'rprelu'``, ``'gelu'``, ``'relu'`` or ``'none'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
         norm_eps: what a LayerNorm adds to the variance; a backbone has that of its float weights.
@@ -107,6 +108,7 @@ class Recipe:
     attention: str | Callable[[int], nn.Module] = "softmax_threshold"
     layer_shortcut: bool = False
     head_shortcut: bool = False
+    head_norm: bool = False
     act: Literal["rprelu", "gelu", "relu", "none"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
     norm_eps: float = 1e-5
@@ -201,6 +203,10 @@ class Recipe:
     def build_head_shortcut(self, embed_dims: int) -> HeadShortcut | None:
         """Build what adds queries, keys and values to the heads' output, if there is such a shortcut."""
         return HeadShortcut(embed_dims) if self.head_shortcut else None
+
+    def build_head_norm(self, head_dim: int) -> HeadNorm | None:
+        """Build the norm of queries or keys ``(*, head_dim)``, if there is one."""
+        return HeadNorm(head_dim, eps=self.norm_eps) if self.head_norm else None
 
     def build_act(self, num_features: int) -> nn.Module:
         """Build the activation function of a hidden layer ``(*, num_features)``."""

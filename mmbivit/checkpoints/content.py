@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import HeadShortcut, Quantizer, ResidualBinaryLinear, RPReLU
+from mmbivit.binary import HeadNorm, HeadShortcut, Quantizer, ResidualBinaryLinear, RPReLU
 from mmbivit.checks import UserError
 
 __all__ = [
@@ -28,12 +28,12 @@ STAGE_KEY = "training_stage"  # buffer of a backbone of ours, float ones too: 2 
 # Keys of a backbone of ours that no float one has: those of quantizers, whatever these call their tensors, and others.
 # Of files without a network to ask; where there is one, see binary_keys.
 BINARY_ONLY = re.compile(
-    r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.(qkv|proj|fc1|fc2|reduction)\.norm\.|\.head_shortcut\.|"
+    r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.(qkv|proj|fc1|fc2|reduction)\.norm\.|\.head_shortcut\.|\.(query|key)_norm\.|"
     r"\.running_(mean|var)$|\.num_batches_tracked$"
 )
 # Those of the backbone's own layers and attention that depend on its recipe.
 OF_RECIPE = re.compile(
-    r"\.(attn|mlp)\.(\w+_quantizer|(qkv|proj|fc1|fc2)\.(\w+_quantizer|norm|act)|attention|head_shortcut|act)\."
+    r"\.(attn|mlp)\.(\w+_quantizer|(qkv|proj|fc1|fc2)\.(\w+_quantizer|norm|act)|attention|head_shortcut|(query|key)_norm|act)\."
 )
 COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 
@@ -69,12 +69,12 @@ def binary_keys(network: nn.Module) -> list[str]:
     """Return the keys of a network's state dict that no float network has.
 
     They are those of its quantizers, of branches that idle in a training stage (spatial interaction), of RPReLU and of
-    shortcuts of layers and heads, and BatchNorm's statistics; none where the network is float.
+    shortcuts of layers, norms and shortcuts of heads, and BatchNorm's statistics; none where the network is float.
     """
     parts = dict(network.named_modules())
     if not any(isinstance(part, Quantizer) for part in parts.values()):
         return []
-    kinds = (Quantizer, RPReLU, HeadShortcut)
+    kinds = (Quantizer, RPReLU, HeadNorm, HeadShortcut)
     names = [name for name, part in parts.items() if isinstance(part, kinds) or hasattr(part, "active")]
     names += [f"{name}.norm" for name, part in parts.items() if isinstance(part, ResidualBinaryLinear)]
     whole = _prefixes(names)

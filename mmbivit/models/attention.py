@@ -24,6 +24,18 @@ class Attention(nn.Module):
     attention: nn.Module
     qkv_quantizer: nn.Module
 
+    def __init__(self):
+        super().__init__()
+        self.query_norm: nn.Module | None = None
+        self.key_norm: nn.Module | None = None
+
+    def norm_heads(self, qkv: Tensor) -> Tensor:
+        """Normalise the queries and keys of each head in ``(*, 3 * C)``, where there are norms of them."""
+        if self.query_norm is None:
+            return qkv
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        return torch.stack([self.query_norm(query), self.key_norm(key), value], dim=-3).flatten(-3)
+
     @property
     def product_bits(self) -> tuple[tuple[int, int], ...]:
         """Bits of the two sides of ``q k^T`` and of ``weights v``, now; what has no ``bits`` of its own is float."""
@@ -65,6 +77,7 @@ class MultiHeadAttention(Attention):
         self.scale = qk_scale or (embed_dims // num_heads) ** -0.5
         self.qkv = recipe.build_linear(embed_dims, 3 * embed_dims, bias=qkv_bias, place="qkv")
         self.qkv_quantizer = recipe.build_qkv_quantizer(3 * embed_dims, num_heads)
+        self.query_norm, self.key_norm = (recipe.build_head_norm(embed_dims // num_heads) for _ in range(2))
         self.attention = recipe.build_attention(num_heads)
         self.head_shortcut = recipe.build_head_shortcut(embed_dims)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -83,7 +96,7 @@ class MultiHeadAttention(Attention):
             mask: True where a key is masked, ``(groups, n, n)``; the same for each image.
         """
         batch, tokens, channels = x.shape
-        qkv = self.qkv(x)
+        qkv = self.norm_heads(self.qkv(x))
         query, key, value = self.qkv_quantizer(qkv).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         scores = (query * self.scale) @ key.transpose(-2, -1)
         if (bias := self.position_bias()) is not None:

@@ -66,6 +66,7 @@ class SpatialReductionAttention(Attention):
         else:
             self.qkv = ReducedQKV(channels, reduction, recipe)
         self.qkv_quantizer = recipe.build_qkv_quantizer(3 * channels, num_heads)
+        self.query_norm, self.key_norm = (recipe.build_head_norm(channels // num_heads) for _ in range(2))
         self.attention = recipe.build_attention(num_heads)
         self.head_shortcut = recipe.build_head_shortcut(channels)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -75,7 +76,7 @@ class SpatialReductionAttention(Attention):
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Attend; ``hw_shape`` is the grid of the tokens."""
         batch, tokens, channels = x.shape
-        qkv = self.qkv(x) if self.side == 1 else self.qkv(x, hw_shape)
+        qkv = self.norm_heads(self.qkv(x) if self.side == 1 else self.qkv(x, hw_shape))
         query, key, value = self.qkv_quantizer(qkv).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if self.side > 1:  # one token of each square stands for all
             key, value = (self._first_of_squares(y, hw_shape) for y in (key, value))

@@ -38,7 +38,8 @@ def test_it_takes_a_step_in_each_stage(name):
     backbone = cfg.model.backbone
     assert (backbone.mlp_ratio, backbone.spatial_interaction is None) in ((3, False), (4, True))
     assert (backbone.spatial_interaction is None) == name.endswith("no_si.py")
-    assert backbone.recipe.replace("-", "_") == re.split("_swin|_vit_[tsb]_|_deit|_nest", name.split("/")[-1])[0]
+    recipe = backbone.recipe if isinstance(backbone.recipe, str) else backbone.recipe["base"]
+    assert recipe.replace("-", "_") == re.split("_swin|_vit_[tsb]_|_deit|_nest", name.split("/")[-1])[0]
     tiny = dict(TINY[backbone.type], pretrain_img_size=32)
     model = build({**cfg.model, "backbone": {**backbone, **tiny}}).train()
     options = {key: value for key, value in cfg.custom_hooks[0].items() if key not in ("type", "teacher")}

@@ -1,13 +1,15 @@
 """A backbone asks its parts what they are: a recipe from outside trains in both stages, and options are its own."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmbivit.analysis import complexity, model_size
-from mmbivit.binary import RECIPES, ActivationQuantizer, BinaryLinear, Recipe, WeightQuantizer, sign_ste
+from mmbivit.binary import RECIPES, ActivationQuantizer, BinaryLinear, Recipe, WeightQuantizer, get_recipe, sign_ste
+from mmbivit.checkpoints import load_pretrained
 from mmbivit.deploy import pack
-from mmbivit.models import BinarySwinTransformer
+from mmbivit.models import BinarySwinTransformer, BinaryVisionTransformer, MultiHeadAttention
 from mmbivit.models.stage import StagedModule, training_plan
 
 ARCH = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
@@ -130,3 +132,30 @@ def test_padding_and_merging_are_options_of_the_backbone(recipe, mask_padding, d
 def test_an_option_is_given_once():
     with pytest.raises(ValueError, match=r"recipe.downsample and downsample are both given"):
         BinarySwinTransformer(ARCH, recipe=dict(downsample="float"), out_indices=(1,), downsample="float")
+
+
+def test_queries_and_keys_are_normalised_by_heads():
+    torch.manual_seed(0)
+    attn = MultiHeadAttention(12, 3, get_recipe(dict(base="bi-vit", head_norm=True)))
+    for norm in (attn.query_norm, attn.key_norm):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    qkv = torch.randn(2, 5, 36)
+    parts = qkv.numpy().reshape(2, 5, 3, 3, 4)
+    expected = parts.copy()
+    for i, norm in enumerate((attn.query_norm, attn.key_norm)):
+        part = parts[:, :, i]
+        centred = part - part.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        expected[:, :, i] = scaled * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+    with torch.no_grad():
+        np.testing.assert_allclose(attn.norm_heads(qkv).numpy(), expected.reshape(2, 5, 36), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_with_normed_heads_starts_from_float_weights_and_is_not_packed():
+    options = dict(arch=dict(embed_dims=8, depths=(1,), num_heads=(2,)), patch_size=8, pretrain_img_size=32)
+    network = BinaryVisionTransformer(recipe=dict(base="bi-vit", head_norm=True), **options)
+    full = BinaryVisionTransformer(recipe="float", **options)
+    assert load_pretrained(network, dict(state_dict=full.state_dict())) == ([], [])
+    with pytest.raises(ValueError, match="stages.0.blocks.0.attn.query_norm is HeadNorm, which pack.. does not know"):
+        pack(network)
