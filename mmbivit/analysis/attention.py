@@ -77,7 +77,7 @@ def attention_map(
 
 
 def _run(network: nn.Module, image: Tensor, block: Block) -> tuple[Tensor, bool]:
-    """Return the attention weights of a block, ``(groups, heads, n, n)``, and whether they are binary."""
+    """Return the attention weights of a block, ``(groups, heads, n, keys)``, and whether they are binary."""
     softmax = _softmax(block)
     seen = {}
     watching = observed(dict(weights=softmax), lambda name, _, output: seen.update({name: output}))
@@ -99,11 +99,11 @@ def _softmax(block: Block) -> nn.Module:
 def _of_token(
     weights: Tensor, layout: TokenLayout, token: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Take one query's weights out of ``(groups, heads, n, n)``: on the grid, on padding, and beside the grid."""
+    """Take one query's weights out of ``(groups, heads, n, keys)``: on the grid, on padding, and beside the grid."""
     height, width = layout.hw_shape
     tokens = layout.grid_tokens()
     group, position = (tokens == token[0] * width + token[1]).nonzero()[0].tolist()
-    keys, of_query = tokens[group], weights[group, :, position]
+    keys, of_query = tokens[group], layout.spread(weights[group, :, position])
     visible = keys >= 0
     if (mask := layout.attention_mask(mask_padding=False)) is not None:
         visible &= ~mask[group, position]

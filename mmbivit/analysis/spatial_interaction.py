@@ -86,7 +86,8 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
     In a group of ``n`` tokens, such as a window, each token meets ``n - 1`` others, and in a binary network the
     strength of a meeting has a range of 2 values:
 
-    - attention: ``2 n (n - 1)``,
+    - attention: ``2 n (n - 1)``, or ``2 n (m - 1)`` where keys are pooled and ``m`` of them are left; BinaryViT's
+      branches that pool are no binary products and add nothing,
     - MLP over channels: 0, since each token is on its own,
     - each linear layer of the token mixing: ``2 n' (n - 1)`` with ``n'`` hidden tokens.
 
@@ -120,13 +121,13 @@ def spatial_interaction(module: nn.Module, input_shape: Sequence[int]) -> Spatia
     groups_of = _groups(backbone, parts, input_shape)
     rows = []
     for (block, name), part in parts.items():
-        groups, tokens = groups_of[block, name]
+        groups, tokens, met = groups_of[block, name]
         if isinstance(part, Attention):
-            rows.append(InteractionRow(block, name, tokens, None, groups, groups * 2 * tokens * (tokens - 1)))
+            rows.append(InteractionRow(block, name, tokens, None, groups, groups * 2 * tokens * (met - 1)))
             rows.append(InteractionRow(block, "mlp", tokens, None, groups, 0))
         else:
             hidden = part.fc1.out_features
-            sic = groups * 2 * hidden * (tokens - 1)
+            sic = groups * 2 * hidden * (met - 1)
             rows += [InteractionRow(block, f"{name}.{fc}", tokens, hidden, groups, sic) for fc in ("fc1", "fc2")]
     return SpatialInteractionCapability(tuple(rows), tuple(input_shape))
 
@@ -157,16 +158,22 @@ def _check_binary(backbone: nn.Module, parts: dict[tuple[str, str], Attention | 
 
 def _groups(
     backbone: nn.Module, modules: dict[tuple[str, str], nn.Module], input_shape: Sequence[int]
-) -> dict[tuple[str, str], tuple[int, int]]:
-    """Run an image through the backbone; return groups, and tokens of a group, that each module gets."""
-    shapes: dict[tuple[str, str], tuple[int, int]] = {}
+) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Run an image through the backbone; return groups, tokens of a group, and those that each meets, by module."""
+    shapes: dict[tuple[str, str], tuple[int, int, int]] = {}
+    seen = {key: part.attention if isinstance(part, Attention) else part for key, part in modules.items()}
 
     def see(key: tuple[str, str], args: tuple, output: Tensor) -> None:
-        shapes[key] = (args[0].shape[0], args[0].shape[1])
+        if isinstance(modules[key], Attention):
+            groups, _, tokens, met = output.shape
+        else:
+            groups, tokens, _ = args[0].shape
+            met = tokens
+        shapes[key] = (groups, tokens, met)
 
     image = next(backbone.parameters()).new_zeros(1, *input_shape)
     try:
-        with unchanged(backbone, training=False), observed(modules, see), torch.no_grad():
+        with unchanged(backbone, training=False), observed(seen, see), torch.no_grad():
             backbone(image)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]

@@ -28,12 +28,12 @@ STAGE_KEY = "training_stage"  # buffer of a backbone of ours, float ones too: 2 
 # Keys of a backbone of ours that no float one has: those of quantizers, whatever these call their tensors, and others.
 # Of files without a network to ask; where there is one, see binary_keys.
 BINARY_ONLY = re.compile(
-    r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.(qkv|proj|fc1|fc2|reduction)\.norm\.|\.head_shortcut\.|\.(query|key)_norm\.|"
+    r"_quantizer\.|attn\.attention\.|\.act\.|\.si\.|\.(qkv(\.\w+)?|proj|fc1|fc2|reduction)\.norm\.|\.head_shortcut\.|\.(query|key)_norm\.|"
     r"\.running_(mean|var)$|\.num_batches_tracked$"
 )
 # Those of the backbone's own layers and attention that depend on its recipe.
 OF_RECIPE = re.compile(
-    r"\.(attn|mlp)\.(\w+_quantizer|(qkv|proj|fc1|fc2)\.(\w+_quantizer|norm|act)|attention|head_shortcut|(query|key)_norm|act)\."
+    r"\.(attn|mlp)\.(\w+_quantizer|(qkv(\.\w+)?|proj|fc1|fc2)\.(\w+_quantizer|norm|act)|attention|head_shortcut|(query|key)_norm|act)\."
 )
 COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # types that torch interpolates and compares
 

@@ -15,10 +15,10 @@ from mmbivit.registry import MODELS
 
 from .arch import MAX_CHANNELS, check_arch, check_image_size, check_settings
 from .backbone import Backbone
-from .layout import AllTokens, norm_tokens
+from .layout import norm_tokens
 from .patch import PatchEmbed
 from .recomputation import RecomputableBlock
-from .spatial_reduction import SpatialReductionAttention
+from .spatial_reduction import ReducedLayout, SpatialReductionAttention
 
 __all__ = [
     "BINARYVIT_ARCHITECTURES",
@@ -149,9 +149,9 @@ class BinaryViTBlock(RecomputableBlock):
         self.pools = PoolingBranches(channels) if pool_branches else None
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def layout(self, hw_shape: tuple[int, int]) -> AllTokens:
-        """Return that all tokens attend to each other."""
-        return AllTokens(hw_shape)
+    def layout(self, hw_shape: tuple[int, int]) -> ReducedLayout:
+        """Return that all tokens attend to each other, or to averages."""
+        return ReducedLayout(hw_shape, side=self.attn.side)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.affine1(self.attn(norm_tokens(self.norm1, x), hw_shape)))

@@ -45,6 +45,10 @@ class TokenLayout(ABC):
         It is ``PADDING`` (-1) for padding, and ``BESIDE`` (-2) for tokens beside the grid, such as a class token.
         """
 
+    def spread(self, weights: Tensor) -> Tensor:
+        """Return attention weights ``(*, keys)`` by token, ``(*, n)``; the same where each token has its own key."""
+        return weights
+
     def attention_mask(self, mask_padding: bool, device: torch.device | None = None) -> Tensor | None:
         """Return which keys a query must not attend to, ``(groups, n, n)``, or ``None`` if every key is allowed."""
         return None

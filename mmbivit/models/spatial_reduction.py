@@ -1,5 +1,7 @@
 """Attention whose keys and values are averages over squares of tokens."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,8 +9,26 @@ from torch.nn import functional as F
 from mmbivit.binary import Recipe
 
 from .attention import Attention
+from .layout import AllTokens
 
-__all__ = ["ReducedQKV", "SpatialReductionAttention"]
+__all__ = ["ReducedLayout", "ReducedQKV", "SpatialReductionAttention"]
+
+
+@dataclass(frozen=True)
+class ReducedLayout(AllTokens):
+    """One group of all tokens, whose keys are averages over squares of them.
+
+    Args:
+        side: tokens along a square; those at a border may be smaller.
+    """
+
+    side: int = 1
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Share the weight of each key ``(*, keys)`` among the tokens of its square, ``(*, H*W)``."""
+        rows, columns = (torch.arange(length) // self.side for length in self.hw_shape)
+        keys = (rows[:, None] * (columns[-1] + 1) + columns).flatten()
+        return (weights / keys.bincount())[..., keys]
 
 
 class ReducedQKV(nn.Module):

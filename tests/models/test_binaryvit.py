@@ -7,6 +7,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmbivit import get_config
+from mmbivit.analysis import spatial_interaction
+from mmbivit.analysis.attention import attention_map
 from mmbivit.models import BinaryViT, ImageClassifier
 from mmbivit.models.binaryvit import Affine
 from tests.deploy.networks import randomise
@@ -181,6 +183,19 @@ def test_stem_positions_and_float_downsampling():
         expected = norm(stage.downsample.norm_after, array(grid))
         found, _ = stage.downsample(tokens, hw)
     np.testing.assert_allclose(array(found), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_attention_to_averages_is_drawn_and_counted():
+    """A key's weight is shared by the tokens of its square; each token meets as many others as there are keys."""
+    built = network("sibivit").float()
+    image = torch.randn(1, 3, 20, 28)  # 5 x 7 tokens, 3 x 4 keys
+    found = attention_map(built, image, "stages.0.blocks.0", query=(9, 5))
+    weights = torch.tensor(found.weights)
+    assert weights.shape == (2, 5, 7) and found.query == (1, 2)
+    torch.testing.assert_close(weights.sum((1, 2)), torch.ones(2), rtol=1e-5, atol=1e-5)
+    assert torch.equal(weights[:, 0, 0], weights[:, 1, 1])
+    sic = spatial_interaction(built, (3, 20, 28))
+    assert [row.sic for row in sic.rows if row.module == "attn"] == [2 * 35 * (12 - 1), 2 * 12 * (12 - 1)]
 
 
 def test_branches_start_closed_and_scales_small():
