@@ -73,7 +73,9 @@ def config_message(error: Exception) -> str | None:
 
 
 def _hint(name: Any, registry: Registry) -> str:
-    return did_you_mean(name, _types(registry)) or ": check its spelling, or custom_imports of what has it"
+    types = list(_types(registry))
+    elsewhere = [known for known in types if known.endswith(f".{name}")]
+    return did_you_mean(name, elsewhere or types) or ": check its spelling, or custom_imports of what has it"
 
 
 def _types(registry: Registry) -> Iterator[str]:

@@ -85,7 +85,7 @@ def test_a_backbone_from_outside_goes_round_alone_and_in_a_classifier(tmp_path):
 def test_a_file_of_a_class_that_is_not_here_is_refused_by_name(tmp_path):
     save(pack(Pixels()), tmp_path / "file.safetensors")
     NETWORKS.pop("PackedPixels")
-    with pytest.raises(UserError, match="holds a 'PackedPixels', .* allowed: PackedSwinTransformer"):
+    with pytest.raises(UserError, match="holds a 'PackedPixels', .* allowed: .*PackedSwinTransformer"):
         load(tmp_path / "file.safetensors")
     with pytest.raises(UserError, match="PackedPixels is not registered"):
         save(pack(Pixels()), tmp_path / "other.safetensors")

@@ -244,8 +244,9 @@ def test_position_embedding_is_interpolated_to_other_sizes():
     model = binary(use_abs_pos_embed=True, pretrain_img_size=(32, 48), recipe="float", spatial_interaction=None).eval()
     with torch.no_grad():
         model.absolute_pos_embed.copy_(torch.arange(8.0).expand(1, 96, 8))
-    assert torch.equal(model._position_embedding((8, 12)), model.absolute_pos_embed)
-    assert torch.allclose(model._position_embedding((5, 9)), torch.arange(8.0).expand(1, 45, 8), atol=1e-5)
+    embedding, shape = model.absolute_pos_embed, model.pos_embed_shape
+    assert shape == (8, 12) and position_embedding(embedding, shape, (8, 12)) is embedding
+    assert torch.allclose(position_embedding(embedding, shape, (5, 9)), torch.arange(8.0).expand(1, 45, 8), atol=1e-5)
     assert model(torch.randn(1, 3, 20, 36))[0].shape == (1, 8, 5, 9)
 
 
