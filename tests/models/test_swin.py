@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmbivit.binary import BinaryLinear
 from mmbivit.models import BinarySwinTransformer, WindowLayout
+from mmbivit.packed.modules import position_embedding
 
 ARCH = dict(embed_dims=8, depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 4))
 SI = dict(ratio=1.0)
