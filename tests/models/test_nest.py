@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from timm.models.nest import Nest
+from timm.models.nest import Nest, resize_pos_embed
 from torch import nn
 from torch.nn import functional as F
 
@@ -81,10 +81,34 @@ def test_a_student_starts_from_float_weights():
     assert torch.equal(stage.blocks[1].attn.proj.weight, level.transformer_encoder[1].attn.proj.weight[:, order])
     assert torch.equal(stage.pool.conv.weight, level.pool.conv.weight)
     assert stage.blocks[0].mlp.fc1.weight.shape == (96, 32)
+
+
+def test_positions_are_interpolated_to_another_size_as_timm_does():
+    network = timm_network()
     larger = BinaryNesT(**(TINY | dict(pretrain_img_size=96)), **SI)
-    missing, _ = load_pretrained(larger, dict(state_dict=network.state_dict()))
-    assert missing == ["norm0.weight", "norm0.bias", "norm0.running_mean", "norm0.running_var"] or missing == []
-    assert larger.stages[0].pos_embed.shape == (1, 24 * 24, 16)
+    assert load_pretrained(larger, dict(state_dict=network.state_dict())) == ([], [])
+    for i, (level, blocks, side) in enumerate(zip(network.levels, (4, 1), (24, 12), strict=True)):
+        expected = resize_pos_embed(level.pos_embed, torch.empty(1, blocks, 144, 16 * 2**i))  # in blocks of 12 x 12
+        across = side // 12
+        expected = expected.view(1, across, across, 12, 12, -1).transpose(2, 3).reshape(1, side**2, -1)
+        torch.testing.assert_close(larger.stages[i].pos_embed, expected)
+
+
+def test_tokens_of_a_block_that_the_image_fills_in_part_attend_to_each_other_alone():
+    """By timm's layers, on all tokens of an image of 4 x 6 patches, which are less than a block of 6 x 6."""
+    network, ours = timm_network(), BinaryNesT(recipe="float", **TINY | dict(out_indices=(1,))).eval()
+    load_pretrained(ours, dict(state_dict=network.state_dict()))
+    images = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        x = network.patch_embed.proj(images)
+        for level, stage in zip(network.levels, ours.stages, strict=True):
+            x = level.pool(x)
+            positions = stage.pos_embed.transpose(1, 2).unflatten(2, stage.grid)
+            x = x + F.interpolate(positions, size=x.shape[2:], mode="bicubic")
+            tokens = level.transformer_encoder(x.flatten(2).transpose(1, 2).unsqueeze(1))
+            x = tokens.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+        expected = network.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(ours(images)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
