@@ -58,18 +58,30 @@ def test_float_vits_have_the_operations_of_sibivit_tables_2_and_3():
         assert (counted.flops - attention + norms) / 1e9 == pytest.approx(flops, abs=0.01)
 
 
-def test_nest_t_has_the_operations_of_sibivit_table_2():
-    """Without spatial interaction attention counts twice, as for ViT; with it one of the two is left out."""
+def test_nest_t_has_the_operations_of_sibivit_tables_2_and_3():
+    """Without spatial interaction attention counts twice, as for ViT; with it one of the two is left out.
+
+    Both tables count 5 operations for each value of a LayerNorm of the float network, Table 3 attention as well.
+    """
     attention = sum(2 * 196 * depth * tokens * channels for depth, tokens, channels in NEST_STAGES)
+    square = sum(depth * tokens * channels**2 for depth, tokens, channels in NEST_STAGES)
+    patches, convolutions = 3136 * 48 * 96, 9 * (3136 * 96 * 192 + 784 * 192 * 384)
     counted = {}
     for recipe, si in (("float", None), ("sibivit", None), ("sibivit", dict(ratio=1.0))):
         with torch.device("meta"):
             network = BinaryNesT(recipe=recipe, spatial_interaction=si, mlp_ratio=3 if si else 4, out_indices=(2,))
         counted[recipe, si is not None] = complexity(network, (3, 224, 224))
-    assert round((counted["sibivit", False].bops + attention) / 1e9, 2) == 5.34
-    assert round((counted["sibivit", True].bops - attention) / 1e9, 2) == 4.06
-    values = sum(2 * depth * tokens * channels for depth, tokens, channels in NEST_STAGES)  # of the blocks' norms
-    assert (counted["float", False].flops - attention + 5 * values) / 1e9 == pytest.approx(5.23, abs=0.01)
+    alone, mixed, full = counted["sibivit", False], counted["sibivit", True], counted["float", False]
+    # Token mixing has as many as attention, and aggregation is float.
+    assert (alone.bops, mixed.bops) == (12 * square + attention, 10 * square + 2 * attention)
+    assert alone.flops == mixed.flops == patches + convolutions
+    assert full.flops == alone.flops + alone.bops
+    assert round((alone.bops + attention) / 1e9, 2) == 5.34
+    assert round((mixed.bops - attention) / 1e9, 2) == 4.06
+    norms = sum(2 * depth * tokens * channels for depth, tokens, channels in NEST_STAGES)
+    norms += 3136 * 192 + 784 * 384 + 196 * 384  # of aggregations, and the last one
+    assert (full.flops - attention + 5 * norms) / 1e9 == pytest.approx(5.23, abs=0.01)
+    assert (full.flops + 5 * norms) / 1e9 == pytest.approx(5.83, abs=0.01)
 
 
 NEST_STAGES = ((2, 3136, 96), (2, 784, 192), (8, 196, 384))  # blocks, tokens, channels
