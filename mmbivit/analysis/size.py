@@ -52,7 +52,7 @@ def layer_sizes(module: nn.Module) -> dict[str, ModelSize]:
         binary = packed = 0
         if getattr(layer, "weight_bits", 32) == 1 and "weight" in own:
             binary = layer.weight.numel()
-            packed = -(-binary // 8) + FLOAT_BYTES * layer.weight_quantizer.extra_numbers(layer.weight)
+            packed = -(-binary // 8) + FLOAT_BYTES * layer.weight_quantizer.extra_numbers(layer.weight_rows())
         floats = params + buffers
         sizes[name] = ModelSize(params, binary, FLOAT_BYTES * floats, packed + FLOAT_BYTES * (floats - binary))
     return sizes

@@ -2,6 +2,7 @@
 
 from .attention import ElasticAttention, KeySelection, ScoreSign, SoftmaxThreshold, relative_position_index
 from .bits import num_bytes, pack_bits, unpack_bits
+from .convolution import BinaryConv2d, BinaryConvTranspose2d
 from .functional import (
     binarize_weight,
     elastic_binary,
@@ -13,7 +14,7 @@ from .functional import (
     straight_through,
     threshold_mask,
 )
-from .layers import BinaryLinear, HeadNorm, HeadShortcut, ResidualBinaryLinear, RPReLU, repeat_or_average
+from .layers import BinaryLayer, BinaryLinear, HeadNorm, HeadShortcut, ResidualBinaryLinear, RPReLU, repeat_or_average
 from .learned_scale import LearnedScale
 from .quantizers import (
     ActivationQuantizer,
@@ -29,6 +30,9 @@ from .recipe import RECIPES, Recipe, get_recipe
 
 __all__ = [
     "ActivationQuantizer",
+    "BinaryConv2d",
+    "BinaryConvTranspose2d",
+    "BinaryLayer",
     "BinaryLinear",
     "ElasticAttention",
     "ElasticBinary",

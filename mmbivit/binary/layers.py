@@ -1,13 +1,24 @@
 """Layers of the binary network. Each carries its bit widths and honours every argument of its torch layer."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .functional import rprelu
+from .learned_scale import FirstBatch, LearnedScale
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
-__all__ = ["BinaryLinear", "HeadNorm", "HeadShortcut", "RPReLU", "ResidualBinaryLinear", "repeat_or_average"]
+__all__ = [
+    "BinaryLayer",
+    "BinaryLinear",
+    "HeadNorm",
+    "HeadShortcut",
+    "RPReLU",
+    "ResidualBinaryLinear",
+    "repeat_or_average",
+]
 
 
 class RPReLU(nn.Module):
@@ -33,7 +44,102 @@ class RPReLU(nn.Module):
         return str(self.gamma.numel())
 
 
-class BinaryLinear(nn.Linear):
+class BinaryLayer(nn.Module):
+    """What binary layers of every kind say of themselves; a subclass has ``weight`` and the two quantizers."""
+
+    weight: nn.Parameter
+    input_quantizer: ActivationQuantizer
+    weight_quantizer: WeightQuantizer
+
+    @property
+    def binarize_weight(self) -> bool:
+        """Whether the weights are binarized now."""
+        return self.weight_quantizer.binarize
+
+    @binarize_weight.setter
+    def binarize_weight(self, binarize: bool) -> None:
+        self.weight_quantizer.binarize = binarize
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one weight as it is used now: 1, or 32 while the weights are float."""
+        return self.weight_quantizer.bits
+
+    @property
+    def input_bits(self) -> int:
+        """Bits of one input as it is used now: 1, or 32 while the activations are float."""
+        return self.input_quantizer.bits
+
+    @property
+    def product_bits(self) -> tuple[tuple[int, int], ...]:
+        """Bits of the two sides of each product that the forward pass computes, now and in its order."""
+        return ((self.input_bits, self.weight_bits),)
+
+    def weight_rows(self) -> Tensor:
+        """Return the latent weights with a row for each output."""
+        return self.weight.flatten(1)
+
+    def effective_weight(self) -> Tensor:
+        """Return the weights that multiply the input now: binarized, or the latent ones."""
+        return self.weight_quantizer(self.weight_rows()).view_as(self.weight)
+
+    def folded_weight(self) -> tuple[Tensor, Tensor]:
+        """Return the signs of the weights (booleans, a row for each output) and the scales ``(outputs,)``."""
+        return self.weight_quantizer.fold(self.weight_rows())
+
+    def _add_start(self) -> None:
+        """Let the layer start like a float one with its weights; see :class:`BinaryConv2d`."""
+        self.input_scale = LearnedScale(1).requires_grad_(False)
+        self.first_batch = FirstBatch(started=self.norm is None)
+        self.shortcut_scale = nn.Parameter(torch.zeros(len(self.weight_rows()))) if self.shortcut else None
+
+    def _start_like_float(self, inputs: Sequence[Tensor], float_products: Callable[[], Sequence[Tensor]]) -> None:
+        """Take the scale of inputs, and mean and deviation of what the float layer makes of them.
+
+        Args:
+            inputs: any shapes.
+            float_products: makes the products of the latent weights, each with its channels last.
+        """
+
+        def scale() -> Tensor:
+            return (sum(x.float().square().sum() for x in inputs) / sum(x.numel() for x in inputs)).sqrt().view(1)
+
+        def statistics() -> Tensor:
+            rows = torch.cat([y.float().flatten(0, -2) for y in float_products()])
+            return torch.stack([rows.std(dim=0), rows.mean(dim=0)])
+
+        self.input_scale.start_from(scale)
+        if (found := self.first_batch.take(statistics)) is not None:
+            with torch.no_grad():
+                self.norm.weight.copy_(found[0])
+                self.norm.bias.add_(found[1])
+
+    def _scaled_input(self, x: Tensor) -> Tensor:
+        return x / self.input_scale.value.to(x.dtype) if self.like_float else x
+
+    def _scaled_weight(self) -> Tensor:
+        """Return the weights for inputs that were scaled; a norm makes up for the scale by itself."""
+        weight = self.effective_weight()
+        return weight * self.input_scale.value.to(weight.dtype) if self.like_float and self.norm is None else weight
+
+    def _copy_from(self, layer: nn.Module) -> "BinaryLayer":
+        """Take over weights and, where there is one here, the bias of a float layer."""
+        with torch.no_grad():
+            self.weight.copy_(layer.weight)
+            if self.bias is not None and layer.bias is not None:
+                self.bias.copy_(layer.bias)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        if getattr(self, "norm", None) is not None:
+            state_dict.pop(f"{prefix}bias", None)  # of a float layer; the norm would subtract it
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, input_bits={self.input_bits}"
+
+
+class BinaryLinear(BinaryLayer, nn.Linear):
     """Linear layer with 1-bit weights and inputs (SI-BiViT, Eq. 3-5).
 
     ``y = x_b @ W_b.T + bias`` with ``x_b = input_quantizer(x)`` and ``W_b = weight_quantizer(W)``; by default
@@ -70,61 +176,24 @@ class BinaryLinear(nn.Linear):
         self.weight_quantizer = (weight_quantizer or WeightSign()).to(device=device, dtype=dtype)
 
     @classmethod
-    def from_float(
-        cls,
-        linear: nn.Linear,
-        input_quantizer: ActivationQuantizer | None = None,
-        weight_quantizer: WeightQuantizer | None = None,
-    ) -> "BinaryLinear":
-        """Make a binary layer that starts from the weights and bias of ``linear`` (copied, not shared)."""
-        layer = cls(
+    def from_float(cls, linear: nn.Linear, **options) -> "BinaryLinear":
+        """Make a binary layer that starts from the weights and bias of ``linear`` (copied, not shared).
+
+        Args:
+            linear: the float layer.
+            options: quantizers, and other arguments of the class.
+        """
+        return cls(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
             device=linear.weight.device,
             dtype=linear.weight.dtype,
-            input_quantizer=input_quantizer,
-            weight_quantizer=weight_quantizer,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(linear.weight)
-            if linear.bias is not None:
-                layer.bias.copy_(linear.bias)
-        return layer
-
-    @property
-    def binarize_weight(self) -> bool:
-        """Whether the weights are binarized now."""
-        return self.weight_quantizer.binarize
-
-    @binarize_weight.setter
-    def binarize_weight(self, binarize: bool) -> None:
-        self.weight_quantizer.binarize = binarize
-
-    @property
-    def weight_bits(self) -> int:
-        """Bits of one weight as it is used now: 1, or 32 while the weights are float."""
-        return self.weight_quantizer.bits
-
-    @property
-    def input_bits(self) -> int:
-        """Bits of one input as it is used now: 1, or 32 while the activations are float."""
-        return self.input_quantizer.bits
-
-    @property
-    def product_bits(self) -> tuple[tuple[int, int], ...]:
-        """Bits of the two sides of each product that the forward pass computes, now and in its order."""
-        return ((self.input_bits, self.weight_bits),)
-
-    def effective_weight(self) -> Tensor:
-        """Return the weight matrix that multiplies the input now: binarized, or the latent one."""
-        return self.weight_quantizer(self.weight)
+            **options,
+        )._copy_from(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, input_bits={self.input_bits}"
 
 
 def repeat_or_average(x: Tensor, channels: int) -> Tensor:
@@ -149,19 +218,44 @@ class ResidualBinaryLinear(BinaryLinear):
 
     Args:
         in_features, out_features, options: see :class:`BinaryLinear`.
+        norm: whether there is a norm, in place of the bias.
+        like_float: see :class:`BinaryConv2d`.
+        shortcut: whether there is one, where widths allow it.
+        act: whether there is an RPReLU.
 
     Shape: ``(*, in_features) -> (*, out_features)``.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options):
-        super().__init__(in_features, out_features, bias=bias, **options)
-        self.norm = nn.BatchNorm1d(out_features)
-        self.act = RPReLU(out_features)
-        self.shortcut = in_features % out_features == 0 or out_features % in_features == 0
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        norm: bool = True,
+        shortcut: bool = True,
+        act: bool = True,
+        like_float: bool = False,
+        **options,
+    ):
+        super().__init__(in_features, out_features, bias=bias and not norm, **options)
+        self.norm = nn.BatchNorm1d(out_features) if norm else None
+        self.act = RPReLU(out_features) if act else None
+        self.shortcut = shortcut and (in_features % out_features == 0 or out_features % in_features == 0)
+        self.like_float = like_float
+        if like_float:
+            self._add_start()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _norm(self.norm, super().forward(x))
-        return self.act(y + repeat_or_average(x, self.out_features) if self.shortcut else y)
+        if self.like_float:
+            self._start_like_float([x], lambda: [F.linear(x, self.weight)])
+        y = F.linear(self.input_quantizer(self._scaled_input(x)), self._scaled_weight(), self.bias)
+        if self.norm is not None:
+            y = _norm(self.norm, y)
+        if self.shortcut:
+            added = repeat_or_average(x, self.out_features)
+            y = y + (added * self.shortcut_scale.to(y.dtype) if self.like_float else added)
+        return y if self.act is None else self.act(y)
 
 
 class HeadNorm(nn.LayerNorm):

@@ -162,9 +162,16 @@ class Recipe:
         return layer(
             in_features,
             out_features,
-            bias=bias and not recipe.layer_shortcut,  # a norm follows, which has one
+            bias=bias,
             input_quantizer=recipe.build_input_quantizer(in_features),
             weight_quantizer=recipe._build_weight_quantizer(out_features),
+        )
+
+    def build_quantizers(self, in_features: int, out_features: int) -> dict[str, ActivationQuantizer | WeightQuantizer]:
+        """Build the two quantizers of a binary layer outside blocks, as its arguments: in necks and heads."""
+        return dict(
+            input_quantizer=self.build_input_quantizer(in_features),
+            weight_quantizer=self._build_weight_quantizer(out_features),
         )
 
     def build_input_quantizer(self, num_features: int, place: str | None = None) -> ActivationQuantizer:

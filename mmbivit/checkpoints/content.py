@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import HeadNorm, HeadShortcut, Quantizer, ResidualBinaryLinear, RPReLU
+from mmbivit.binary import BinaryLayer, HeadNorm, HeadShortcut, Quantizer, RPReLU
 from mmbivit.checks import UserError
 
 __all__ = [
@@ -76,7 +76,7 @@ def binary_keys(network: nn.Module) -> list[str]:
         return []
     kinds = (Quantizer, RPReLU, HeadNorm, HeadShortcut)
     names = [name for name, part in parts.items() if isinstance(part, kinds) or hasattr(part, "active")]
-    names += [f"{name}.norm" for name, part in parts.items() if isinstance(part, ResidualBinaryLinear)]
+    names += [f"{name}.norm" for name, part in parts.items() if hasattr(part, "norm") and isinstance(part, BinaryLayer)]
     whole = _prefixes(names)
     norms = {name: part for name, part in parts.items() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     statistics = {f"{name}.{key}" for name, norm in norms.items() for key, _ in norm.named_buffers(recurse=False)}

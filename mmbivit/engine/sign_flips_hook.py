@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmbivit.binary import BinaryLinear, num_bytes, pack_bits, unpack_bits
+from mmbivit.binary import BinaryLayer, num_bytes, pack_bits, unpack_bits
 from mmbivit.checks import UserError, check_integer
 from mmbivit.registry import HOOKS
 
@@ -93,5 +93,5 @@ def _packed_like(packed: Tensor, signs: Tensor) -> bool:
 @torch.no_grad()
 def weight_signs(runner: Runner) -> dict[str, Tensor]:
     """Return where each binary layer's weights are or would be positive, ``(out_features, in_features)``, by name."""
-    layers = {n: m for n, m in unwrapped_model(runner).named_modules() if isinstance(m, BinaryLinear)}
-    return {name: layer.weight_quantizer.fold(layer.weight)[0] for name, layer in layers.items()}
+    layers = {n: m for n, m in unwrapped_model(runner).named_modules() if isinstance(m, BinaryLayer)}
+    return {name: layer.folded_weight()[0] for name, layer in layers.items()}

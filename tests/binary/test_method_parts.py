@@ -205,7 +205,7 @@ def test_a_layer_with_shortcut(width, shortcut):
     assert layer.shortcut == shortcut
     weight = layer.weight.detach().numpy()
     theta, signs = np.abs(weight).mean(1), np.where(weight >= weight.mean(1, keepdims=True), 1.0, -1.0)
-    y = np.where(x.numpy() >= 0, 1.0, -1.0) @ (theta[:, None] * signs).T + layer.bias.detach().numpy()
+    y = np.where(x.numpy() >= 0, 1.0, -1.0) @ (theta[:, None] * signs).T
     normed = (y - y.mean((0, 1))) / np.sqrt(y.var((0, 1)) + 1e-5)
     z = normed * layer.norm.weight.detach().numpy() + layer.norm.bias.detach().numpy()
     if shortcut:
