@@ -14,7 +14,12 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmbivit", locations=["mmbivit.models", "mmbivit.distill"])
+MODELS = Registry(
+    "model",
+    parent=MMENGINE_MODELS,
+    scope="mmbivit",
+    locations=["mmbivit.models", "mmbivit.models.detection", "mmbivit.distill"],
+)
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmbivit", locations=["mmbivit.engine"])
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="mmbivit", locations=["mmbivit.datasets"])
 DATA_SAMPLERS = Registry("data sampler", parent=MMENGINE_DATA_SAMPLERS, scope="mmbivit", locations=["mmbivit.datasets"])

@@ -33,6 +33,7 @@ _MODEL_MODULES = (
     "mmdet.models.seg_heads",
     "mmcv.cnn.bricks",
     "mmcv.ops.multi_scale_deform_attn",
+    "mmbivit.models.detection",
     "mmbivit.models.feature_pyramid",
     "mmengine.utils.dl_utils.parrots_wrapper",  # SyncBN
     "torch.nn.modules",

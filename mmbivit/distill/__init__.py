@@ -4,6 +4,7 @@ from .distiller import Distiller, DistillTerm
 from .losses import (
     AttentionRankingLoss,
     BlockMSELoss,
+    DetectorMSELoss,
     DirectionMatchingLoss,
     HardCrossEntropyLoss,
     SoftCrossEntropyLoss,
@@ -12,6 +13,7 @@ from .losses import (
 __all__ = [
     "AttentionRankingLoss",
     "BlockMSELoss",
+    "DetectorMSELoss",
     "DirectionMatchingLoss",
     "DistillTerm",
     "Distiller",

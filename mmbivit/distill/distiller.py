@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mmbivit.models.observation import observed
 
-from .taps import TAPS, Place
+from .detectors import REGIONS, region_places, run_teacher
+from .place import Place
+from .taps import TAPS
 
 __all__ = ["DistillTerm", "Distiller"]
 
@@ -49,7 +51,7 @@ class Distiller:
     Args:
         model: the unwrapped model, called as ``model(inputs, data_samples, mode='loss')``.
         student: its backbone. Blocks without trainable parameters are left out.
-        teacher: float backbone with the same blocks, or a classifier with one; it is frozen here.
+        teacher: float backbone with the same blocks, or a classifier or detector with one; it is frozen here.
         terms: what is added.
         task_weight: factor of the model's own losses.
 
@@ -65,20 +67,26 @@ class Distiller:
         terms: Sequence[DistillTerm],
         task_weight: float = 1.0,
     ):
-        places, teacher_places = {}, {}
-        for tap in {term.tap: None for term in terms}:
+        places, teacher_places, regions = {}, {}, {}
+        taps = {term.tap: None for term in terms}
+        for tap in taps:
             for found, all_found in zip(TAPS[tap](model, student, teacher), (places, teacher_places), strict=True):
                 all_found.update({(tap, name): place for name, place in found.items()})
+            if tap in REGIONS:
+                regions.update({(tap, stage): place for stage, place in region_places(model, tap).items()})
         teacher.eval()  # not chained: mmdet's Swin returns None
         teacher.requires_grad_(False)
         outputs: dict[tuple[str, str], Tensor] = {}
+        seen_regions: dict[tuple[str, str], Tensor] = {}
         watching = ExitStack()
 
         def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
             watching.close()  # open still where the last forward failed
             outputs.clear()
+            seen_regions.clear()
             if _mode(args, kwargs) == "loss":
                 watching.enter_context(_watched(places, outputs))
+                watching.enter_context(_watched(regions, seen_regions))
 
         def add_losses(module: nn.Module, args: tuple, kwargs: dict, losses: dict[str, Any]) -> None:
             if _mode(args, kwargs) != "loss":
@@ -94,7 +102,7 @@ class Distiller:
                     )
             targets: dict[tuple[str, str], Tensor] = {}
             with torch.no_grad(), _watched(teacher_places, targets):
-                teacher(kwargs["inputs"] if "inputs" in kwargs else args[0])
+                run_teacher(teacher, kwargs["inputs"] if "inputs" in kwargs else args[0], set(taps), seen_regions)
             if task_weight != 1:
                 losses.update({key: _scaled(loss, task_weight) for key, loss in losses.items() if "loss" in key})
             for term in terms:

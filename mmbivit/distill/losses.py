@@ -16,6 +16,7 @@ from mmbivit.registry import MODELS
 __all__ = [
     "AttentionRankingLoss",
     "BlockMSELoss",
+    "DetectorMSELoss",
     "DirectionMatchingLoss",
     "HardCrossEntropyLoss",
     "SoftCrossEntropyLoss",
@@ -57,6 +58,28 @@ class BlockMSELoss(nn.Module):
             terms.append(term / target.var().clamp(min=1e-6) if self.normalize else term)
         total = torch.stack(terms).sum()
         return total / len(terms) if self.reduction == "mean" else total
+
+
+@MODELS.register_module()
+class DetectorMSELoss(BlockMSELoss):
+    """``MSE`` of what a detector computes outside its backbone, as :class:`BlockMSELoss`; the teacher is a detector.
+
+    Ours, not of the papers, which have float necks and heads.
+
+    Args:
+        of: ``'neck'`` for the maps of the neck, ``'dense_head'`` for scores and regressions of an RPN or a dense head,
+            ``'box_head'`` and ``'mask_head'`` for the outputs of these, in the regions that the student trains on.
+        normalize, reduction: see :class:`BlockMSELoss`.
+
+    Raises:
+        ValueError: if an argument is none of those; it names the argument.
+    """
+
+    def __init__(self, of: str, normalize: bool = True, reduction: str = "mean"):
+        super().__init__(normalize, reduction)
+        check_choice("of", of, ("neck", "dense_head", "box_head", "mask_head"))
+        self.tap = of
+        self.log_name = f"loss_distill_{of}"
 
 
 @MODELS.register_module()

@@ -1,10 +1,10 @@
 """What distillation compares: what student and teacher compute at the same places, by name.
 
 A tap takes the model, its backbone and the teacher (a backbone or a whole model), and returns the places of both.
+Places of a neck or of heads need a whole detector as teacher; see :mod:`.detectors` for those.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,24 +13,10 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError
 from mmbivit.models import Block, ImageClassifier, find_attention, find_blocks
 
-__all__ = ["TAPS", "Place", "check_blocks_match"]
+from .detectors import box_outputs, dense_outputs, mask_outputs, neck_outputs
+from .place import Place, Places
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a running network is looked at.
-
-    Args:
-        module: whose calls are seen.
-        take: picks what is compared out of the arguments and the output of a call. It may give it another shape, but
-            computes nothing: a block that is computed again in the backward pass must do the same without it.
-    """
-
-    module: nn.Module
-    take: Callable[[tuple, Tensor], Tensor] = lambda args, output: output
-
-
-Places = dict[str, Place]
+__all__ = ["TAPS", "check_blocks_match"]
 
 
 def block_outputs(model: nn.Module, backbone: nn.Module, teacher: nn.Module) -> tuple[Places, Places]:
@@ -178,4 +164,8 @@ TAPS = dict(
     attention_scores=attention_scores,
     attention_weights=attention_weights,
     logits=logits,
+    neck=neck_outputs,
+    dense_head=dense_outputs,
+    box_head=box_outputs,
+    mask_head=mask_outputs,
 )

@@ -16,8 +16,8 @@ from mmbivit.checkpoints import load_checkpoint_file, load_pretrained
 from mmbivit.checks import UserError, check_choice, check_flag, check_integer, check_integers, check_keys, check_number
 from mmbivit.distill import Distiller, DistillTerm
 from mmbivit.distill.taps import TAPS
-from mmbivit.models import ImageClassifier, find_blocks
-from mmbivit.models.stage import StagedModule
+from mmbivit.models import find_blocks
+from mmbivit.models.stage import StagedModule, TrainingStage, staged_modules
 from mmbivit.registry import HOOKS
 
 from .unwrapping import optim_wrappers, unwrapped_model
@@ -31,7 +31,7 @@ def find_staged_backbone(model: nn.Module) -> StagedModule:
     Raises:
         ValueError: if there is none, or more than one.
     """
-    found = [module for module in model.modules() if isinstance(module, StagedModule)]
+    found = [module for module in staged_modules(model).values() if not module.is_part]
     if len(found) != 1:
         raise UserError(
             f"training in stages needs a model with exactly one backbone such as mmbivit.BinarySwinTransformer, "
@@ -108,7 +108,12 @@ class DecoupledTrainingHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the settings, then bring model and distillation into the stage where training starts or resumes."""
-        self._backbone = find_staged_backbone(unwrapped_model(runner))
+        model = unwrapped_model(runner)
+        self._parts = staged_modules(model)
+        if all(part.is_part for part in self._parts.values()) and self._parts:
+            self._backbone = getattr(model, "backbone", model)  # float, of another library
+        else:
+            self._backbone = find_staged_backbone(model)
         self._check_switches(runner)
         self._check_wrapper(runner)
         for wrapper in optim_wrappers(runner).values():
@@ -120,7 +125,7 @@ class DecoupledTrainingHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Switch to the next stage when its time has come."""
-        if self._wanted_stage(runner) != self._backbone.stage:
+        if self._wanted_stage(runner) != self._stage:
             self._enter_stage(runner, self._wanted_stage(runner))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -136,6 +141,15 @@ class DecoupledTrainingHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Remove what distillation left on the model, if training ended in a stage that distils."""
         self._stop_distillation()
+
+    @property
+    def _stage(self) -> int:
+        """The training stage, which all parts are in; the backbone is the first of them."""
+        return next(iter(self._parts.values())).stage
+
+    @property
+    def _plan(self) -> Sequence[TrainingStage]:
+        return next(iter(self._parts.values())).training_plan
 
     def _switch_iters(self, runner: Runner) -> list[int]:
         length = len(runner.train_dataloader) if self.switch_by == "switch_epoch" else 1
@@ -154,11 +168,12 @@ class DecoupledTrainingHook(Hook):
         end = runner.max_epochs if by_epoch else runner.max_iters
         if self.switches and self.switches[-1] >= end:
             raise UserError(f"{given} leaves a stage empty; allowed: 1 to {end - 1}")
-        if len(self.switches) != (needed := self._backbone.last_stage - 1):
-            raise UserError(
-                f"{given}; expected {needed}, one for each of the {needed + 1} training stages of "
-                f"{type(self._backbone).__name__} but the first"
-            )
+        for part in self._parts.values():
+            if len(self.switches) != (needed := part.last_stage - 1):
+                raise UserError(
+                    f"{given}; expected {needed}, one for each of the {needed + 1} training stages of "
+                    f"{type(part).__name__} but the first"
+                )
 
     def _check_wrapper(self, runner: Runner) -> None:
         model = runner.model
@@ -186,11 +201,13 @@ class DecoupledTrainingHook(Hook):
             Distiller(unwrapped_model(runner), self._backbone, self._teacher, terms).remove()
 
     def _enter_stage(self, runner: Runner, stage: int) -> None:
-        before = self._backbone.stage
-        binary_layers, branches = self._backbone.set_stage(stage)
+        before = self._stage
+        counts = [part.set_stage(stage) for part in self._parts.values()]
+        binary_layers, branches = map(sum, zip(*counts, strict=True))
         for hook in runner.hooks:
             if isinstance(ema_model := getattr(hook, "ema_model", None), nn.Module):
-                find_staged_backbone(ema_model).set_stage(stage)
+                for part in staged_modules(ema_model).values():
+                    part.set_stage(stage)
         taught = self._teacher is not None
         self._start_distillation(runner, stage)
         teacher_freed = ", teacher freed" if taught and self._teacher is None else ""
@@ -212,7 +229,7 @@ class DecoupledTrainingHook(Hook):
             for key in [key for key in hub.runtime_info if key.startswith("best_score")]:  # one for each metric
                 hub.pop_info(key)
                 hub._resumed_keys.pop(key, None)  # else a resumed run warns that it is missing
-            unfinished = "".join(f", {text}" for text in self._backbone.training_plan[stage - 1].unfinished())
+            unfinished = "".join(f", {text}" for text in self._plan[stage - 1].unfinished())
             MMLogger.get_current_instance().info(
                 f"Stage {stage} from iteration {runner.iter} (epoch {runner.epoch + 1}): {binary_layers} layers have "
                 f"binary weights now, {branches} spatial interaction branches are awake{unfinished}{teacher_freed}."
@@ -227,7 +244,7 @@ class DecoupledTrainingHook(Hook):
             return
         if teacher is None:
             teacher = build_teacher(self.teacher_cfg)
-        self._teacher = teacher.to(next(self._backbone.parameters()).device)
+        self._teacher = teacher.to(next(unwrapped_model(runner).parameters()).device)
         self._distiller = Distiller(
             unwrapped_model(runner), self._backbone, teacher, terms, self.task_weights[stage - 1]
         )
@@ -316,16 +333,23 @@ def build_teacher(cfg: dict) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # a run that is resumed builds it at another time
         teacher = ROOT_MODELS.build(cfg)
     checkpoint = load_checkpoint_file(init_cfg["checkpoint"])
-    backbone, prefix = teacher, init_cfg.get("prefix")
-    if isinstance(teacher, ImageClassifier):
-        backbone, prefix = teacher.backbone, prefix or ""
+    backbone, prefix = getattr(teacher, "backbone", teacher), init_cfg.get("prefix")
+    if backbone is not teacher:
+        prefix = prefix or ""
     missing, _ = load_pretrained(teacher, checkpoint, prefix=prefix)
     inside = "" if backbone is teacher else "backbone."
-    blocks = ("head.", *(f"{inside}{name}." for name in find_blocks(backbone)))
+    needed = (
+        "head.",
+        "neck.",
+        "rpn_head.",
+        "roi_head.",
+        "bbox_head.",
+        *(f"{inside}{n}." for n in find_blocks(backbone)),
+    )
     tensors = teacher.state_dict()  # integers, such as indices of positions, are computed and need no checkpoint
-    if missing := [key for key in missing if key.startswith(blocks) and tensors[key].is_floating_point()]:
+    if missing := [key for key in missing if key.startswith(needed) and tensors[key].is_floating_point()]:
         raise UserError(
             f"teacher.init_cfg.checkpoint={init_cfg['checkpoint']} lacks {len(missing)} tensors of the teacher's "
-            f"blocks or head, first {missing[0]}: is it a {cfg['type']} with the same arch?"
+            f"blocks or heads, first {missing[0]}: is it a {cfg['type']} with the same arch?"
         )
     return teacher

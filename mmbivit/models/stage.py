@@ -13,7 +13,7 @@ from mmbivit.binary import Quantizer
 from mmbivit.checkpoints.content import STAGE_KEY
 from mmbivit.checks import UserError, check_choice, check_flag, check_keys
 
-__all__ = ["StagedModule", "TrainingStage", "training_plan"]
+__all__ = ["StagedModule", "TrainingStage", "staged_modules", "training_plan"]
 
 _SIDES = ("weights", "activations")
 _SAVED_LAST = 2  # the number that a checkpoint has for the last stage, whatever the plan
@@ -99,7 +99,7 @@ def _check_stage(name: str, stage: Any) -> TrainingStage:
 
 
 class StagedModule(nn.Module):
-    """Mixin of backbones that are trained in stages; ``stage``, from 1 on, travels in every checkpoint.
+    """Mixin of backbones, necks and heads trained in stages; ``stage``, from 1 on, travels in every checkpoint.
 
     By default there are two (SI-BiViT, Alg. 1):
 
@@ -119,6 +119,8 @@ class StagedModule(nn.Module):
     # An integer buffer is saved, loaded and broadcast like any other; the Python mirror spares a device sync. It counts
     # from the end, so that a network at the end of its training is that under any plan, and no other is.
     _STAGE_KEY = STAGE_KEY
+    is_staged = True  # not so of a float neck or head
+    is_part = False  # of a detector, beside its backbone
 
     def _init_stage(self, plan: tuple[TrainingStage, ...]) -> None:
         """Register the stages; call at the end of ``__init__``, when all layers exist.
@@ -190,6 +192,19 @@ class StagedModule(nn.Module):
                         f"training_stages[{i}].{side} names {unknown[0]!r}, where no {side} are made binary; allowed: "
                         f"parts of {', '.join(known) or '(nothing)'}"
                     )
+
+
+def staged_modules(model: nn.Module) -> dict[str, StagedModule]:
+    """Return the modules of a model that are trained in stages, by name: its backbone, and binary necks and heads.
+
+    Those inside another one, which switches them along, and float parts are left out.
+    """
+    found: dict[str, StagedModule] = {}
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{other}.") or not other for other in found)
+        if isinstance(module, StagedModule) and module.is_staged and not inside:
+            found[name] = module
+    return found
 
 
 def _lies_in(name: str, place: str) -> bool:
