@@ -63,6 +63,13 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="file or URL of the pretrained binary backbone that a *_finetune.py config starts from",
     )
+    parser.add_argument(
+        "--binary-parts",
+        nargs="*",
+        metavar="PART",
+        help="which parts of a detector beside its backbone are binary, of neck, rpn, box and mask; without a value, "
+        "neck and heads are float (default: what the config says)",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write event files for TensorBoard too")
     parser.add_argument(
         "--wandb",
@@ -106,6 +113,7 @@ def main() -> None:
                 wandb=args.wandb,
                 seed=args.seed,
                 skip_non_finite=args.skip_non_finite,
+                binary_parts=args.binary_parts,
             )
         )
 

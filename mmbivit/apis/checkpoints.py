@@ -14,6 +14,7 @@ from mmbivit.checkpoints.content import find_state_dict, is_float_for
 from mmbivit.checks import UserError
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.models import ImageClassifier
+from mmbivit.models.stage import staged_modules
 
 from .config import is_classifier
 
@@ -77,6 +78,11 @@ def _load_all_weights(
     if is_float_for(getattr(model, "backbone", model), keys):
         # On load it would pass, since training starts so.
         raise UserError(f"{checkpoint} is of a float network, the config's is binary: train that first")
+    for name, part in staged_modules(model).items():
+        start = f"{name}."
+        own = [key.removeprefix(start) for key in find_state_dict(content) if key.startswith(start)]
+        if part.is_part and own and is_float_for(part, own):
+            raise UserError(f"{checkpoint} has a float {name}, the config's is binary: train that first")
     try:
         missing, unexpected = load_pretrained(model, content, prefix="")
     except ValueError as error:

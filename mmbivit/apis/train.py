@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mmbivit.engine.quiet import quiet
 from mmbivit.engine.run_settings import check_run_settings, check_seed
 from mmbivit.engine.runner import build_runner
 
+from .binary_parts import set_binary_parts
 from .checkpoints import fetch_checkpoints
 from .config import load_config, set_work_dir
 
@@ -53,6 +54,7 @@ def train_config(
     wandb: str | None = None,
     seed: int | None = None,
     skip_non_finite: int | None = None,
+    binary_parts: Sequence[str] | None = None,
 ) -> Config:
     """Make the config of a training run from a config file and the options of ``tools/train.py``.
 
@@ -76,12 +78,15 @@ def train_config(
         seed: seed of all random numbers.
         skip_non_finite: how many iterations with a loss that is no number are skipped before training stops; see
             :class:`mmbivit.engine.NonFiniteHook`.
+        binary_parts: which parts of a detector beside its backbone are binary, see :func:`set_binary_parts`.
 
     Raises:
         FileNotFoundError: if config or checkpoint do not exist.
         ValueError: if an option does not fit the config; the message names the option.
     """
     cfg = load_config(config, cfg_options, float_checkpoint, backbone_checkpoint)
+    if binary_parts is not None:
+        set_binary_parts(cfg, binary_parts)
     check_run_settings(cfg, ["train"])
     set_work_dir(cfg, work_dir)
     set_launcher(cfg, launcher)
