@@ -39,6 +39,7 @@ __all__ = [
     "draw_differences",
     "markdown_tables",
     "run_arms",
+    "set_value",
     "without_branch",
     "without_si",
 ]
@@ -232,7 +233,7 @@ def arm_config(arm: Arm, float_checkpoint: Path) -> Config:
     """Make the config of an arm that starts from a float network, which is the teacher where there is one."""
     cfg = get_config(arm.base)
     for key, value in arm.changes:
-        _set(cfg, key, value)
+        set_value(cfg, key, value)
     cfg.load_from = str(float_checkpoint)
     for hook in cfg.get("custom_hooks", []):
         if hook.get("teacher"):
@@ -245,7 +246,7 @@ def _evaluated_at_its_end(cfg: Config) -> Config:
     return cfg
 
 
-def _set(cfg: Config, key: str, value: object) -> None:
+def set_value(cfg: Config, key: str, value: object) -> None:
     """Set one value, whole: merging would keep what it replaces, and split keys with dots."""
     *path, last = key.split(".")
     node = cfg
