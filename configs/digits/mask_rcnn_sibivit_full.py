@@ -37,3 +37,13 @@ custom_hooks = [
     ),
     dict(type="mmbivit.SignFlipsHook", interval=20),
 ]
+# Convolutions with binary weights move faster: the steps of latent weights have to reach their sign.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            "fpn_convs": dict(lr_mult=5.0),
+            "rpn_conv": dict(lr_mult=5.0),
+            "mask_head.convs": dict(lr_mult=5.0),
+        }
+    )
+)

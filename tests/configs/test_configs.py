@@ -131,7 +131,7 @@ def test_drop_path_is_that_of_the_source(name):
         ours, theirs = load(name).param_scheduler, reference.param_scheduler
         assert without_scope(ours) == without_scope(theirs)
     else:
-        stem = name.removesuffix(".py").removesuffix("_no_si").removesuffix("_finetune")
+        stem = re.sub("(_full|_no_si)?(_finetune)?$", "", name.removesuffix(".py"))
         stem = re.sub("(bireal|bibert|bivit|bi_vit)", "sibivit", stem) if "sibivit" not in stem else stem
         expected = OFFICIAL_DROP_PATH.get(stem, 0.2)
     assert load(name).model.backbone.drop_path_rate == expected
@@ -144,7 +144,7 @@ def test_both_stages_take_six_epochs_and_one_option_sets_every_float_checkpoint(
 
     assert (hook.switch_epoch, hook.distill_weight) == (6, 1.0)
     assert hook.teacher.init_cfg.checkpoint == "/some/float.pth"
-    assert hook.teacher.arch == cfg.model.backbone.arch
+    assert hook.teacher.get("backbone", hook.teacher).arch == cfg.model.backbone.arch
     assert "/some/float.pth" in (cfg.load_from, cfg.model.backbone.get("init_cfg", {}).get("checkpoint"))
     assert "https://" not in str(cfg.to_dict())
     assert cfg.find_unused_parameters is True
