@@ -41,8 +41,17 @@ ARCHITECTURES = {
 MAX_CHANNELS = 2**16
 MAX_RATIO = 64
 _check_rate = partial(check_number, low=0, high=1, below=True)
+
+
+def _check_scale(name: str, value: float | None) -> None:
+    if value is not None:
+        check_number(name, value, 0, 1e6, above=True)
+
+
 _SETTINGS = {
     **dict.fromkeys(("qkv_bias", "patch_norm", "use_abs_pos_embed", "with_cp", "shift_single_window"), check_flag),
+    "mask_padding": check_flag,
+    "qk_scale": _check_scale,
     **dict.fromkeys(("drop_rate", "attn_drop_rate", "drop_path_rate"), _check_rate),
     "mlp_ratio": partial(check_number, low=0, high=MAX_RATIO, above=True),
     "in_channels": partial(check_integer, low=1, high=1024),

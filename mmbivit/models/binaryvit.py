@@ -272,7 +272,6 @@ class BinaryViT(Backbone):
         attn_drop_rate: dropout rate of attention weights.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0.
         with_cp: recompute blocks in the backward pass (less memory, more time).
-        convert_weights: has no effect: there are no other key names.
         frozen_stages: freeze the patch embedding (0) and the first stages (1, 2, ...); -1 for none.
         norm_eval: keep the running statistics of BatchNorm fixed in training.
         spatial_interaction: only ``None``: the pooling branches mix tokens here.
@@ -302,7 +301,6 @@ class BinaryViT(Backbone):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
-        convert_weights: bool = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         spatial_interaction: None = None,
@@ -310,9 +308,7 @@ class BinaryViT(Backbone):
         init_cfg: dict | None = None,
     ):
         embed_dims, depths, num_heads, hidden, reductions = _check_arch(arch)
-        super().__init__(
-            len(depths), out_indices, stage1, frozen_stages, norm_eval, convert_weights, init_cfg, training_stages
-        )
+        super().__init__(len(depths), out_indices, stage1, frozen_stages, norm_eval, True, init_cfg, training_stages)
         recipe = get_recipe(recipe)
         if spatial_interaction is not None:
             raise UserError(f"spatial_interaction={spatial_interaction}; allowed: None, as pool_branches mix tokens")

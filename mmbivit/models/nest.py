@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmbivit.binary import Recipe, get_recipe
 from mmbivit.checkpoints.names import nest as nest_names
-from mmbivit.checks import UserError, check_flag, check_number
+from mmbivit.checks import UserError
 from mmbivit.packed.modules import position_embedding
 from mmbivit.packed.nest import pool_map
 from mmbivit.registry import MODELS
@@ -183,10 +183,7 @@ class BinaryNesT(Backbone):
             raise UserError("spatial_interaction.axis='grid'; allowed: 'window', the blocks of the feature map")
         check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, with_cp=with_cp)
         check_settings(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        check_settings(qkv_bias=qkv_bias)
-        check_flag("mask_padding", mask_padding)
-        if qk_scale is not None:
-            check_number("qk_scale", qk_scale, 0, 1e6, above=True)
+        check_settings(qkv_bias=qkv_bias, qk_scale=qk_scale, mask_padding=mask_padding)
         grid = _check_grid(check_image_size(pretrain_img_size), patch_size, len(depths))
         side = grid // 2 ** (len(depths) - 1)
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from mmbivit.binary import Recipe
 from mmbivit.checkpoints.names import swin as swin_names
-from mmbivit.checks import check_number
 from mmbivit.registry import MODELS
 
 from .arch import (
@@ -243,9 +242,7 @@ class BinarySwinTransformer(Backbone):
         check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, window_size=window_size)
         check_settings(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_settings(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed, with_cp=with_cp)
-        check_settings(shift_single_window=shift_single_window)
-        if qk_scale is not None:
-            check_number("qk_scale", qk_scale, 0, 1e6, above=True)
+        check_settings(shift_single_window=shift_single_window, qk_scale=qk_scale)
         image_size = check_image_size(pretrain_img_size)
         mixing_sides = [None] * len(depths)
         if mixing is not None and mixing.axis == "grid":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmbivit.binary import Recipe, get_recipe
 from mmbivit.checkpoints.names import vit as vit_names
-from mmbivit.checks import UserError, check_choice, check_flag, check_integers, check_number
+from mmbivit.checks import UserError, check_choice, check_flag, check_integers
 from mmbivit.registry import MODELS
 
 from .arch import check_arch, check_image_size, check_settings, check_spatial_interaction, hidden_dims
@@ -161,10 +161,7 @@ class BinaryVisionTransformer(Backbone):
         mixing = check_spatial_interaction(spatial_interaction)
         check_settings(mlp_ratio=mlp_ratio, in_channels=in_channels, patch_size=patch_size, with_cp=with_cp)
         check_settings(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        check_settings(qkv_bias=qkv_bias)
-        check_flag("mask_padding", mask_padding)
-        if qk_scale is not None:
-            check_number("qk_scale", qk_scale, 0, 1e6, above=True)
+        check_settings(qkv_bias=qkv_bias, qk_scale=qk_scale, mask_padding=mask_padding)
         if window_size is not None:
             check_settings(window_size=window_size)
         if mixing is not None and mixing.axis == "grid" and window_size is not None:
