@@ -17,11 +17,13 @@ from torch import nn
 
 import mmbivit
 from mmbivit.analysis import Complexity, complexity
+from mmbivit.apis.binary_parts import set_binary_parts
 from mmbivit.apis.config import is_classifier, load_config
 from mmbivit.checks import UserError, check_integers
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.files import atomic_writer
 from mmbivit.models import Backbone
+from mmbivit.models.stage import staged_modules
 
 from .page import Page, Section, Table, render
 
@@ -56,8 +58,9 @@ class ConfigComplexity:
         config: the config file.
         kind: ``classifier`` or ``detector``.
         network: of the config's network, in training stage 2.
-        as_float: of the same with a float backbone, as the teacher has: recipe ``float``, and without the backbone's
-            ``binary_options``; ``None`` where the backbone is not ours or float already.
+        as_float: of the same in float, as the teacher is: the backbone with recipe ``float`` and without its
+            ``binary_options``, neck and heads those of MMDetection; ``None`` where the backbone is not ours, or float
+            already.
     """
 
     config: str
@@ -96,7 +99,13 @@ def config_complexity(config: str | Path, shape: Sequence[int] | None = None) ->
         backbone = getattr(model, "backbone", None)
         if isinstance(backbone, Backbone) and cfg.model.backbone.get("recipe") != "float":
             options = {key: cfg.model.backbone[key] for key in cfg.model.backbone.keys() - backbone.binary_options}
-            as_float = _with_backbone(network, MODELS.build(options | dict(recipe="float")))
+            options["recipe"] = "float"
+            if len(staged_modules(model)) > 1:  # neck and heads, too
+                set_binary_parts(cfg, ())
+                cfg.model.backbone = options
+                as_float = complexity(MODELS.build(copy.deepcopy(cfg.model)), input_shape)
+            else:
+                as_float = _with_backbone(network, MODELS.build(options))
     return ConfigComplexity(str(config), "classifier" if classifier else "detector", network, as_float)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 import mmbivit.registry
-from mmbivit import get_config
+from mmbivit import config_path, get_config
 from mmbivit.analysis import Complexity, LayerComplexity, complexity
 from mmbivit.report.complexity import (
     ConfigComplexity,
@@ -53,6 +53,13 @@ def test_a_config_beside_the_same_in_float(kind, configs, classifier_configs):
         assert list(record.values())[1:] == costs(found)
     assert [list(record.values())[1:] for record in records[2:]] == [costs(report.network), costs(in_float)]
     assert config_complexity(paths["float"]).as_float is None
+
+
+def test_neck_and_heads_that_are_binary_are_float_beside_it_too():
+    report = config_complexity(config_path("digits/mask_rcnn_sibivit_full"), (112, 112))
+    in_float = config_complexity(config_path("digits/mask_rcnn_swin_float"), (112, 112)).network
+    assert costs(report.as_float) == costs(in_float)
+    assert report.network.part("roi_head").bops > 0 == report.as_float.bops
 
 
 def test_what_the_backbone_holds_itself_stays_its_own(classifier_configs, tmp_path):
