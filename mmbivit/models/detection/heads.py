@@ -7,6 +7,7 @@ import torch
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.registry import MODELS as MMDET_MODELS
 from torch import Tensor, nn
 
 from mmbivit.binary import BinaryConvTranspose2d
@@ -141,7 +142,9 @@ class BinaryConvFCBBoxHead(BinaryPart, ConvFCBBoxHead):
         if hidden:
             self.relu = nn.Identity()  # the binary layers have their RPReLU
         if "predictor" in settings.also:
-            self.fc_cls, self.fc_reg = settings.last(self.fc_cls), settings.last(self.fc_reg)
+            for layer in ("fc_cls", "fc_reg"):
+                if hasattr(self, layer):
+                    setattr(self, layer, settings.last(getattr(self, layer)))
         if options.get("init_cfg") is None:
             self.init_cfg.pop()  # of linear layers, whose norms do not take it
         self._finish_binary()
@@ -154,8 +157,10 @@ class BinaryConvFCBBoxHead(BinaryPart, ConvFCBBoxHead):
                 "bbox_head.binary.last_fc_channels needs num_shared_fcs of 2 or more, and no num_cls_fcs or num_reg_fcs"
             )
         self.shared_fcs[-1] = nn.Linear(self.shared_fcs[-1].in_features, width)
-        self.fc_cls = nn.Linear(width, self.fc_cls.out_features)
-        self.fc_reg = nn.Linear(width, self.fc_reg.out_features)
+        for layer, cfg in (("fc_cls", self.cls_predictor_cfg), ("fc_reg", self.reg_predictor_cfg)):
+            if hasattr(self, layer):
+                sizes = dict(in_features=width, out_features=getattr(self, layer).out_features)
+                setattr(self, layer, MMDET_MODELS.build(cfg | sizes))
 
     def _fit_float(self, own: dict[str, Tensor]) -> None:
         """Cut the last shared linear layer of a float head to this one's width, keeping the units of largest norm."""
