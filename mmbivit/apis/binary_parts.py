@@ -25,13 +25,15 @@ _CLASSES = {
     "mask": {"FCNMaskHead": ("BinaryFCNMaskHead", {})},
 }
 BINARY_PARTS = tuple(_CLASSES)
+# Names of convolutions whose weights take larger steps where they are binary (lr_mult in a config's custom_keys).
+_CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": "mask_head.convs"}
 
 
 def set_binary_parts(cfg: Config, parts: Sequence[str]) -> None:
     """Make these parts of a config's detector binary, and no others.
 
     A part that is binary already keeps its settings; another gets the default ones and the training stages of the
-    backbone. Parts that are not named become float.
+    backbone. Parts that are not named become float, and lose the learning rate that the config gives binary ones.
 
     Args:
         cfg: config of a detector; it is changed.
@@ -51,6 +53,9 @@ def set_binary_parts(cfg: Config, parts: Sequence[str]) -> None:
                 _make_binary(config, part, cfg.model.get("backbone") or {})
             elif _name(config).startswith("Binary"):
                 config["binary"] = None
+        if part not in parts:
+            paramwise_cfg = (cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}
+            paramwise_cfg.get("custom_keys", {}).pop(_CONVOLUTIONS.get(part), None)
 
 
 def _configs(model: dict[str, Any], part: str) -> Iterable[dict[str, Any]]:

@@ -29,10 +29,14 @@ PARTS = {
     "box": "model.roi_head.bbox_head.binary",
     "mask": "model.roi_head.mask_head.binary",
 }
+CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": "mask_head.convs"}
 
 
 def _only(*parts: str) -> tuple[tuple[str, object], ...]:
-    return tuple((key, None) for part, key in PARTS.items() if part not in parts)
+    """Return the changes that leave these parts binary, with the learning rates of binary convolutions."""
+    rates = {name: dict(lr_mult=5.0) for part, name in CONVOLUTIONS.items() if part in parts}
+    others = tuple((key, None) for part, key in PARTS.items() if part not in parts)
+    return (*others, ("optim_wrapper.paramwise_cfg.custom_keys", rates))
 
 
 def _all_with(**settings: Any) -> tuple[tuple[str, object], ...]:
@@ -62,6 +66,7 @@ ARMS = {
     **{part: Arm(f"{part} binary", FULL, _only(part)) for part in PARTS},
     "all": Arm("all binary (recommended)", FULL),
     "all_longer": Arm("all, twice the iterations", FULL, _LONGER),
+    "all_same_rate": Arm("all, one learning rate", FULL, (("optim_wrapper.paramwise_cfg.custom_keys", {}),)),
     "all_no_shortcut": Arm("all, without shortcuts", FULL, _all_with(shortcut=False)),
     "all_no_norm": Arm("all, without norms", FULL, _all_with(norm=False)),
     "all_not_distilled": Arm("all, neck not distilled", FULL, (("custom_hooks.0.distill_loss", _without_neck_loss),)),
