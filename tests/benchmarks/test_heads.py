@@ -30,7 +30,7 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
         assert cfg.load_from == cfg.custom_hooks[0].teacher.init_cfg.checkpoint == "float.pth"
         with DefaultScope.overwrite_default_scope("mmdet"):
             parts = staged_modules(MODELS.build(cfg.model))
-        wanted = {"float_heads": (), **{part: (part,) for part in PARTS}}.get(key, tuple(PARTS))
+        wanted = {"float_heads": (), "float_faster": (), **{part: (part,) for part in PARTS}}.get(key, tuple(PARTS))
         assert set(parts) == {"backbone", *(NAMES[part] for part in wanted)}, key
         layers = [
             layer for part in list(parts.values())[1:] for layer in part.modules() if hasattr(layer, "like_float")
@@ -47,7 +47,7 @@ def test_an_arm_changes_what_it_says_and_nothing_else():
         losses = cfg.custom_hooks[0].distill_loss
         losses = losses if isinstance(losses, list) else [losses]
         assert [loss.get("of") for loss in losses] == [None, "neck"][
-            : 1 + (key not in ("float_heads", "all_not_distilled"))
+            : 1 + (key not in ("float_heads", "float_faster", "all_not_distilled"))
         ]
 
 

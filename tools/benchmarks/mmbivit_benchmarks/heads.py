@@ -63,6 +63,11 @@ _LONGER = (
 
 ARMS = {
     REFERENCE: Arm("float neck and heads", DETECTOR_TWO_STAGES),
+    "float_faster": Arm(
+        "float, with the learning rates of binary convolutions",
+        DETECTOR_TWO_STAGES,
+        (("optim_wrapper.paramwise_cfg", dict(custom_keys={key: dict(lr_mult=5.0) for key in CONVOLUTIONS.values()})),),
+    ),
     **{part: Arm(f"{part} binary", FULL, _only(part)) for part in PARTS},
     "all": Arm("all binary (recommended)", FULL),
     "all_longer": Arm("all, twice the iterations", FULL, _LONGER),
