@@ -9,7 +9,7 @@ from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.datasets import make_digit_scenes
 from mmbivit_benchmarks.evidence import DETECTION, draw_differences, run_arms
-from mmbivit_benchmarks.heads import ARMS, REFERENCE, coco_cost, differences, markdown_table, read_scores
+from mmbivit_benchmarks.heads import ARMS, PARTS, REFERENCE, coco_cost, differences, markdown_table, read_scores
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,8 +20,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("work_dirs/heads"), help="where data, runs and results go")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), help="two or more (default: 0 1 2)")
+    default = (*PARTS, "all")
     parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, default=tuple(ARMS), help=f"beside {REFERENCE} (default: all)"
+        "--arms", nargs="+", choices=ARMS, default=default, help=f"beside {REFERENCE} (default: {' '.join(default)})"
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--val-scenes", type=int, default=500, help="(default: 500)")
