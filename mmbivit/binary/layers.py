@@ -106,7 +106,8 @@ class BinaryLayer(nn.Module):
 
         def statistics() -> Tensor:
             rows = torch.cat([y.float().flatten(0, -2) for y in float_products()])
-            return torch.stack([rows.std(dim=0), rows.mean(dim=0)])
+            mean = rows.mean(dim=0)
+            return torch.stack([(rows - mean).square().mean(dim=0).sqrt(), mean])
 
         self.input_scale.start_from(scale)
         if (found := self.first_batch.take(statistics)) is not None:

@@ -16,7 +16,8 @@ class FirstBatch(nn.Module):
     """Takes something from the first batch of training.
 
     That is the first forward pass in training mode, whether or not quantizers binarize yet; several processes take the
-    mean of theirs. Checkpoints say whether it has happened.
+    mean of theirs. A batch that gives no number in one of them, as that of a mask head without objects, is not it.
+    Checkpoints say whether it has happened.
 
     Args:
         started: whether there is nothing to take.
@@ -32,14 +33,17 @@ class FirstBatch(nn.Module):
         """Return the values, if this is the first forward pass of training."""
         if self._has_started or not self.training:
             return None
-        self._has_started = True
         if self.started:
+            self._has_started = True
             return None
-        self.started.fill_(1)
         first = first_values()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(first)
             first /= distributed.get_world_size()
+        if not first.isfinite().all():
+            return None
+        self.started.fill_(1)
+        self._has_started = True
         return first
 
 

@@ -138,6 +138,21 @@ def test_gradients_reach_all_parts_in_both_stages(name, stage):
             assert layer.weight.grad is not None or not getattr(layer, "active", True) or ".si." in name
 
 
+@pytest.mark.parametrize("recipe", ["sibivit", "bit"])  # with and without learned scales
+def test_images_without_annotations_start_nothing(recipe):
+    model = get_config(FULL).model
+    model.roi_head.mask_head.binary = dict(recipe=recipe)
+    model = build(model).train()
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    model.parse_losses(model(images, [sample([]), sample([])], mode="loss"))[0].backward()
+    layers = [module.conv for module in model.roi_head.mask_head.convs]
+    assert not any(layer.first_batch.started or layer.input_scale.started for layer in layers)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert losses_of(model).isfinite()
+    assert all(layer.first_batch.started and layer.input_scale.started for layer in layers)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision(dtype):
     model = build(FULL).train()
