@@ -4,6 +4,9 @@
 name and then the ``locations`` on the first look-up. It stays trivial, because import errors here are swallowed.
 """
 
+import importlib
+from typing import Any
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -14,11 +17,21 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    "model",
-    parent=MMENGINE_MODELS,
-    scope="mmbivit",
-    locations=["mmbivit.models", "mmbivit.models.detection", "mmbivit.distill"],
+
+class _ModelRegistry(Registry):
+    """Imports necks and heads when one is asked for: they import MMDetection, which classifiers do without."""
+
+    def get(self, key: str) -> Any:
+        if key.rpartition(".")[2] in DETECTION:
+            importlib.import_module("mmbivit.models.detection")
+        return super().get(key)
+
+
+DETECTION = {
+    *("BinaryConv2d", "BinaryConvFCBBoxHead", "BinaryFCNMaskHead", "BinaryFPN", "BinaryRPNHead", "BinaryRetinaHead"),
+}
+MODELS = _ModelRegistry(
+    "model", parent=MMENGINE_MODELS, scope="mmbivit", locations=["mmbivit.models", "mmbivit.distill"]
 )
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmbivit", locations=["mmbivit.engine"])
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="mmbivit", locations=["mmbivit.datasets"])

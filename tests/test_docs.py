@@ -18,6 +18,7 @@ def registered() -> set[str]:
     for value in vars(registry).values():
         if isinstance(value, registry.Registry) and value.scope == "mmbivit":
             value.import_from_location()
+            importlib.import_module("mmbivit.models.detection")  # which a look-up by name imports
             found |= value.module_dict.keys()
     return found
 

@@ -39,6 +39,7 @@ def test_an_iteration_in_each_stage_and_an_evaluation(name, layers, tmp_path):
     options += ["val_dataloader.dataset.pipeline.1.scale=(224,448)"]
     options += ["custom_hooks.0.switch_epoch=1", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
     options += ["train_dataloader.persistent_workers=False", "val_dataloader.persistent_workers=False"]
+    options += ["model.test_cfg.rcnn.score_thr=0.0"]  # so that there is something to evaluate
     options += ["default_hooks.logger.interval=1", "train_dataloader.batch_size=1"]
     options += ["train_dataloader.dataset.indices=1", "val_dataloader.dataset.indices=1"]
     result = subprocess.run([str(word) for word in command + options], capture_output=True, text=True, cwd=tmp_path)

@@ -43,7 +43,7 @@ optim_wrapper = dict(
         custom_keys={
             "fpn_convs": dict(lr_mult=5.0),
             "rpn_conv": dict(lr_mult=5.0),
-            "mask_head.convs": dict(lr_mult=5.0),
+            ".convs.": dict(lr_mult=5.0),
         }
     )
 )

@@ -35,3 +35,10 @@ model = dict(
 )
 val_evaluator = dict(metric="bbox")
 test_evaluator = val_evaluator
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys=dict(
+            _delete_=True, fpn_convs=dict(lr_mult=5.0), cls_convs=dict(lr_mult=5.0), reg_convs=dict(lr_mult=5.0)
+        )
+    )
+)

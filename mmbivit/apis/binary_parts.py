@@ -26,7 +26,7 @@ _CLASSES = {
 }
 BINARY_PARTS = tuple(_CLASSES)
 # Names of convolutions whose weights take larger steps where they are binary (lr_mult in a config's custom_keys).
-_CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": "mask_head.convs"}
+_CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": ".convs."}
 
 
 def set_binary_parts(cfg: Config, parts: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def test_parts_take_the_training_stages_of_the_backbone_and_keep_their_settings(
 
 def test_float_parts_have_the_learning_rate_of_the_others():
     cfg = get_config("digits/mask_rcnn_sibivit_full")
-    assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {"fpn_convs", "rpn_conv", "mask_head.convs"}
+    assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {"fpn_convs", "rpn_conv", ".convs."}
     set_binary_parts(cfg, ["neck", "box"])
     assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {"fpn_convs"}
 

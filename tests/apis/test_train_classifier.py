@@ -95,7 +95,7 @@ def test_a_float_classifier_is_distilled_by_several_losses_in_both_stages(config
     headless = {k: v for k, v in load(float_classifier)["state_dict"].items() if not k.startswith("head.")}
     torch.save(dict(state_dict=headless), tmp_path / "headless.pth")
     hook.teacher.init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "headless.pth"))
-    with pytest.raises(ValueError, match="lacks 2 tensors of the teacher's blocks or head, first head.weight"):
+    with pytest.raises(ValueError, match="lacks 2 tensors of the teacher's blocks or heads, first head.weight"):
         build_teacher(hook.teacher)
 
 

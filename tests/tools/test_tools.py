@@ -49,7 +49,7 @@ def calls(monkeypatch) -> dict[str, tuple]:
 def test_train_passes_every_option_on(monkeypatch, calls):
     options = "--work-dir w --amp bf16 --accumulate 8 --auto-scale-lr --ema 0.1 --resume r.pth --launcher pytorch"
     options += " --cfg-options a.b=1 c=[2,3] --data-root d --float-checkpoint f.pth --backbone-checkpoint b.pth"
-    options += " --tensorboard --wandb p --seed 7 --skip-non-finite 3"
+    options += " --tensorboard --wandb p --seed 7 --skip-non-finite 3 --binary-parts neck rpn"
     assert call(monkeypatch, "train.py", "c.py", *options.split()) == 0
     assert calls["train_config"] == (
         ("c.py",),
@@ -69,6 +69,7 @@ def test_train_passes_every_option_on(monkeypatch, calls):
             wandb="p",
             seed=7,
             skip_non_finite=3,
+            binary_parts=["neck", "rpn"],
         ),
     )
     assert calls["train"] == ((["train_config"],), {})

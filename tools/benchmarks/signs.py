@@ -3,16 +3,11 @@
 import argparse
 from pathlib import Path
 
-import torch
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import load_config, user_errors
-from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.apis.options import add_debug_option
 from mmbivit.datasets import set_data_root
-from mmbivit_benchmarks.signs import markdown_tables, measure
+from mmbivit_benchmarks.signs import markdown_tables, measure_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,13 +31,7 @@ def main() -> None:
         cfg = load_config(Path(args.config))
         if args.data_root:
             set_data_root(cfg, args.data_root)
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        model = load_trained_model(cfg, args.checkpoint)
-        loader = cfg.val_dataloader
-        loader.update(batch_size=args.images, num_workers=0, persistent_workers=False)
-        batch = model.data_preprocessor(next(iter(Runner.build_dataloader(loader, seed=0))))
-        torch.manual_seed(0)
-        print(markdown_tables(measure(model, lambda: model(**batch, mode="predict"))))
+        print(markdown_tables(measure_config(cfg, args.checkpoint, args.images)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ PARTS = {
     "box": "model.roi_head.bbox_head.binary",
     "mask": "model.roi_head.mask_head.binary",
 }
-CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": "mask_head.convs"}
+CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": ".convs."}
 
 
 def _only(*parts: str) -> tuple[tuple[str, object], ...]:

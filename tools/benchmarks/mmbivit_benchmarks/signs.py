@@ -5,13 +5,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.binary import binarize_weight, sign
 from mmbivit.models.observation import observed
 
-__all__ = ["LayerSigns", "PADDINGS", "explained", "layer_signs", "markdown_tables", "measure"]
+__all__ = ["LayerSigns", "PADDINGS", "explained", "layer_signs", "markdown_tables", "measure", "measure_config"]
 
 # What a packed kernel can pad signs with, one bit a channel or bits of the map, beside zeros, which it cannot.
 PADDINGS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
@@ -43,6 +47,15 @@ class LayerSigns:
     binary: float
     binary_centred: float
     border: Mapping[str, float]
+
+
+def measure_config(cfg: Config, checkpoint: str, images: int) -> dict[str, LayerSigns]:
+    """Look at the float detector of a config while it runs on its first validation images; see :func:`measure`."""
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    model = load_trained_model(cfg, checkpoint)
+    loader = dict(cfg.val_dataloader, batch_size=images, num_workers=0, persistent_workers=False)
+    batch = model.data_preprocessor(next(iter(Runner.build_dataloader(loader, seed=0))))
+    return measure(model, lambda: model(**batch, mode="predict"))
 
 
 def measure(detector: nn.Module, run: Callable[[], object]) -> dict[str, LayerSigns]:
