@@ -5,6 +5,7 @@ name and then the ``locations`` on the first look-up. It stays trivial, because 
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
@@ -19,19 +20,26 @@ from mmengine.registry import Registry
 
 
 class _ModelRegistry(Registry):
-    """Imports necks and heads when one is asked for: they import MMDetection, which classifiers do without."""
+    """Imports further locations only for a name that nothing else has: they need MMDetection, classifiers do not."""
+
+    def __init__(self, *args: Any, later: Sequence[str], **options: Any):
+        super().__init__(*args, **options)
+        self._later = later
 
     def get(self, key: str) -> Any:
-        if key.rpartition(".")[2] in DETECTION:
-            importlib.import_module("mmbivit.models.detection")
-        return super().get(key)
+        if (found := super().get(key)) is None:
+            for location in self._later:
+                importlib.import_module(location)
+            found = super().get(key)
+        return found
 
 
-DETECTION = {
-    *("BinaryConv2d", "BinaryConvFCBBoxHead", "BinaryFCNMaskHead", "BinaryFPN", "BinaryRPNHead", "BinaryRetinaHead"),
-}
 MODELS = _ModelRegistry(
-    "model", parent=MMENGINE_MODELS, scope="mmbivit", locations=["mmbivit.models", "mmbivit.distill"]
+    "model",
+    parent=MMENGINE_MODELS,
+    scope="mmbivit",
+    locations=["mmbivit.models", "mmbivit.distill"],
+    later=["mmbivit.models.detection"],
 )
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmbivit", locations=["mmbivit.engine"])
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope="mmbivit", locations=["mmbivit.datasets"])

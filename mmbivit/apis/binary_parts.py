@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from mmbivit.checks import UserError, check_choice
 
-__all__ = ["BINARY_PARTS", "set_binary_parts"]
+__all__ = ["BINARY_PARTS", "CONVOLUTIONS", "set_binary_parts"]
 
 # By MMDetection's class: ours, and the arguments that the class stands for.
 _BOX_HEADS = {
@@ -26,7 +26,12 @@ _CLASSES = {
 }
 BINARY_PARTS = tuple(_CLASSES)
 # Names of convolutions whose weights take larger steps where they are binary (lr_mult in a config's custom_keys).
-_CONVOLUTIONS = {"neck": "fpn_convs", "rpn": "rpn_conv", "mask": ".convs."}
+CONVOLUTIONS = {
+    "neck": ("fpn_convs",),
+    "rpn": ("rpn_conv",),
+    "box": ("cls_convs", "reg_convs"),
+    "mask": (".convs.",),
+}
 
 
 def set_binary_parts(cfg: Config, parts: Sequence[str]) -> None:
@@ -55,7 +60,8 @@ def set_binary_parts(cfg: Config, parts: Sequence[str]) -> None:
                 config["binary"] = None
         if part not in parts:
             paramwise_cfg = (cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}
-            paramwise_cfg.get("custom_keys", {}).pop(_CONVOLUTIONS.get(part), None)
+            for name in CONVOLUTIONS[part]:
+                paramwise_cfg.get("custom_keys", {}).pop(name, None)
 
 
 def _configs(model: dict[str, Any], part: str) -> Iterable[dict[str, Any]]:

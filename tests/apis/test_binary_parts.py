@@ -47,6 +47,9 @@ def test_float_parts_have_the_learning_rate_of_the_others():
     assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {"fpn_convs", "rpn_conv", ".convs."}
     set_binary_parts(cfg, ["neck", "box"])
     assert set(cfg.optim_wrapper.paramwise_cfg.custom_keys) == {"fpn_convs"}
+    cfg = get_config("digits/retinanet_sibivit_full")
+    set_binary_parts(cfg, [])
+    assert not cfg.optim_wrapper.paramwise_cfg.custom_keys
 
 
 @pytest.mark.parametrize(
