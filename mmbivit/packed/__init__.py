@@ -1,5 +1,6 @@
 """Packed networks: binary layers that run on bits, by native kernels or a torch reference. Needs torch alone."""
 
+from .convolution import PackedConv2d, PackedConvTranspose2d, PackedMapLinear, PackedScaledLinear
 from .modules import PackedDualBranchMLP, PackedLinear, PackedPatchMerging, PackedWindowAttention
 from .nest import PackedNesT, PackedNesTConfig
 from .network import NETWORKS, PackedConfig, PackedNetwork, packed_network
@@ -15,8 +16,11 @@ from .vit import PackedVisionTransformer, PackedVisionTransformerConfig
 __all__ = [
     "NETWORKS",
     "PackedConfig",
+    "PackedConv2d",
+    "PackedConvTranspose2d",
     "PackedDualBranchMLP",
     "PackedLinear",
+    "PackedMapLinear",
     "PackedNesT",
     "PackedNesTConfig",
     "PackedNetwork",
@@ -25,6 +29,7 @@ __all__ = [
     "PackedResidualLinear",
     "PackedResidualMLP",
     "PackedResidualPatchMerging",
+    "PackedScaledLinear",
     "PackedSwinConfig",
     "PackedSwinTransformer",
     "PackedVisionTransformer",

@@ -37,6 +37,7 @@ __all__ = [
     "padded",
     "unpack_signs",
     "unpack_weight",
+    "word_blocks",
 ]
 
 WORD_BITS = 32
@@ -72,7 +73,11 @@ def unpack_signs(words: Tensor, size: int) -> Tensor:
 
 def pack_weight(signs: Tensor) -> Tensor:
     """Pack the signs of a weight matrix: booleans ``(N, K) -> (ceil(N / 16), ceil(K / 32), 16)`` int32."""
-    words = pack_signs(signs)
+    return word_blocks(pack_signs(signs))
+
+
+def word_blocks(words: Tensor) -> Tensor:
+    """Lay rows of words out in blocks of 16 of them: ``(N, words) -> (ceil(N / 16), words, 16)``."""
     words = F.pad(words, (0, 0, 0, -len(words) % LANES))
     return words.view(len(words) // LANES, LANES, -1).transpose(1, 2).contiguous()
 

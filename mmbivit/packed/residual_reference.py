@@ -9,7 +9,7 @@ from .arguments import read_layout
 from .packing import pack_signs
 from .reference import binary_matmul, count_differing_rows, query_scores, select_keys, window_tokens
 
-__all__ = ["residual_attention_", "residual_linear", "residual_mlp_"]
+__all__ = ["residual_attention_", "residual_linear", "residual_mlp_", "rprelu"]
 
 
 def _normed(x: Tensor, affine: Tensor) -> Tensor:
@@ -17,7 +17,8 @@ def _normed(x: Tensor, affine: Tensor) -> Tensor:
     return torch.addcmul(shift, x, gain)
 
 
-def _rprelu(y: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
+def rprelu(y: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
+    """``PReLU(y - gamma) + zeta`` of the last axis."""
     shifted = y - gamma
     return shifted.clamp(min=0) + slope * shifted.clamp(max=0) + zeta
 
@@ -34,14 +35,14 @@ def _layer(x: Tensor, layer: list[Tensor], n: int) -> Tensor:
     bits = pack_signs(x >= threshold[: x.shape[-1]])
     product = binary_matmul(bits.flatten(0, -2), weight, x.shape[-1], n).view(*x.shape[:-1], n)
     scale, bias, *act = out[:, :n]
-    return _rprelu(product * scale + bias + _shortcut(x, n), *act)
+    return rprelu(product * scale + bias + _shortcut(x, n), *act)
 
 
 def _token_layer(x: Tensor, layer: list[Tensor]) -> Tensor:
     """The same over tokens ``(*, C, K) -> (*, C, n)``, whose weight is rows."""
     threshold, weight, (scale, bias, *act) = layer
     differing = count_differing_rows(pack_signs(x >= threshold), weight)
-    return _rprelu((x.shape[-1] - 2 * differing) * scale + bias + _shortcut(x, len(weight)), *act)
+    return rprelu((x.shape[-1] - 2 * differing) * scale + bias + _shortcut(x, len(weight)), *act)
 
 
 def residual_linear(x: Tensor, in_affine: Tensor, layer: list[Tensor], n: int) -> Tensor:
@@ -82,7 +83,7 @@ def residual_attention_(
     out = out.permute(0, 1, 3, 2, 4).flatten(-2) * gain + bias
     if head_shortcut:
         out = out + values.unflatten(-1, (3, channels)).sum(dim=-2)
-    out = _layer(_rprelu(out, *act), proj, channels)
+    out = _layer(rprelu(out, *act), proj, channels)
     real = index >= 0
     x[:, index[real]] += out[:, real]
 

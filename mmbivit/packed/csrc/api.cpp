@@ -119,7 +119,8 @@ double mmbivit_now() {
 EXPORT int64_t mmbivit_args_size(int function) {
     const size_t sizes[] = {sizeof(PackArgs),      sizeof(MatmulArgs), sizeof(LinearArgs), sizeof(MergeArgs),
                             sizeof(AttentionArgs), sizeof(MlpArgs),    sizeof(EmbedArgs),  sizeof(MapArgs),
-                            sizeof(ResidualLinearArgs), sizeof(ResidualAttentionArgs), sizeof(ResidualMlpArgs)};
+                            sizeof(ResidualLinearArgs), sizeof(ResidualAttentionArgs), sizeof(ResidualMlpArgs),
+                            sizeof(ConvArgs), sizeof(RoiAlignArgs)};
     return (int64_t)sizes[function];
 }
 
@@ -191,4 +192,19 @@ EXPORT int mmbivit_embed(const EmbedArgs* args, int path, int threads, double* s
 EXPORT int mmbivit_map(const MapArgs* args, int path, int threads, double* seconds) {
     const int64_t groups = args->batch * ceil_div(args->tokens, ROWS_AT_A_TIME);
     return run(args, PATHS[path]->map, groups, 1, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_conv(const ConvArgs* args, int path, int threads, double* seconds) {
+    // A few bands for each thread, of which none takes long; more rows at a time than these save little.
+    ConvArgs own = *args;
+    const int64_t share = ceil_div(args->batch * args->out_height, 4 * (int64_t)threads);
+    own.band = share < 1 ? 1 : share < 16 ? share : 16;
+    if (own.band > args->out_height) own.band = args->out_height;
+    const int64_t bands = args->batch * ceil_div(args->out_height, own.band);
+    return run(&own, PATHS[path]->conv, bands, 1, ConvScratch(&own, nullptr).words, threads, seconds);
+}
+
+EXPORT int mmbivit_roi_align(const RoiAlignArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = RoiAlignScratch(args, nullptr).words;
+    return run(args, PATHS[path]->roi_align, args->regions, 8, words, threads, seconds);
 }

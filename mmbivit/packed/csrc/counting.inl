@@ -47,12 +47,10 @@ SIMD void pack_row(const float* x, const float* gain, const float* shift, int64_
 // ---------------------------------------------------------------------------------------------------------------
 // Counts of differing bits, a tile of rows and blocks at a time, handed to `emit(row, block, counts)`
 
-template <int R, int B, class Emit>
-SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, int64_t row, int64_t block,
-               const Emit& emit) {
-    I16 total[R][B];
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) total[r][b] = zero();
+// Add the counts of `words` words; those of a row lie `stride` apart, those of a block `block_words`.
+template <int R, int B>
+SIMD void add_differing(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t block_words, int64_t words,
+                        I16 (&total)[R][B]) {
     for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
         const int64_t end = words - start < COUNTS_AT_MOST ? words : start + COUNTS_AT_MOST;
         I16 counts[R][B];
@@ -60,7 +58,7 @@ SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_
             for (int b = 0; b < B; b++) counts[r][b] = COUNTS_ARE_WIDE ? total[r][b] : zero();
         for (int64_t k = start; k < end; k++) {
             I16 w[B];
-            for (int b = 0; b < B; b++) w[b] = load(weight + (b * words + k) * 16);
+            for (int b = 0; b < B; b++) w[b] = load(weight + (b * block_words + k) * 16);
             for (int r = 0; r < R; r++) {
                 const I16 bits = broadcast(a[r * stride + k]);
                 for (int b = 0; b < B; b++)
@@ -71,6 +69,15 @@ SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_
             for (int b = 0; b < B; b++)
                 total[r][b] = COUNTS_ARE_WIDE ? counts[r][b] : add(total[r][b], widen_counts(counts[r][b]));
     }
+}
+
+template <int R, int B, class Emit>
+SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, int64_t row, int64_t block,
+               const Emit& emit) {
+    I16 total[R][B];
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) total[r][b] = zero();
+    add_differing<R, B>(a, stride, weight, words, words, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(row + r, block + b, total[r][b]);
 }

@@ -20,6 +20,8 @@ enum Phase {
     PHASE_MERGE,      // patch merging
     PHASE_OUTPUT,     // output norms
     PHASE_LINEAR,     // single linear layers
+    PHASE_CONV,       // convolutions
+    PHASE_ROI_ALIGN,  // features of regions
     PHASES
 };
 
@@ -186,6 +188,37 @@ typedef struct {
     int64_t batch, height, width, channels, n;
 } MergeArgs;
 
+// Binary convolution of maps whose channels come last: RPReLU(scale * conv(sign(x - threshold)) + bias + factor * add).
+// What lies beyond the border is 0 before the sign.
+typedef struct {
+    const float* x;              // (batch, height, width, channels)
+    const float* threshold;      // (channels, padded to 16)
+    const uint32_t* weight;      // (blocks, kernel_height * kernel_width * words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;
+    const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta; or null
+    const float* add;            // like out, or null
+    const float* factor;         // (blocks * 16); null without add
+    float* out;                  // (batch, out_height, out_width, n)
+    int64_t batch, height, width, channels, n;
+    int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
+    int64_t dilation_height, dilation_width, out_height, out_width;
+    int64_t band;                // rows of the output at a time
+} ConvArgs;
+
+// Average of bilinear samples in each bin of each region (RoIAlign), on maps whose channels come last.
+typedef struct {
+    const float* const* maps;    // (levels) addresses of (batch, height, width, channels)
+    const int64_t* sides;        // (levels, 2): height, width
+    const float* scales;         // (levels): map pixels per image pixel
+    const float* rois;           // (regions, 5): image of the batch, x1, y1, x2, y2
+    const int64_t* levels;       // (regions)
+    float* out;                  // (regions, out_height, out_width, channels)
+    int64_t regions, channels, out_height, out_width, longest_side;
+    int64_t samples;             // along a side of a bin; 0 for as many as the bin has pixels
+    int64_t aligned;             // half a pixel further up and left
+} RoiAlignArgs;
+
 // Float projection of the patches of images; what lies beyond the border is 0.
 typedef struct {
     const float* images;         // (batch, in_channels, height, width)
@@ -229,6 +262,8 @@ typedef struct {
     void (*mix_out)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*embed)(const EmbedArgs*, int64_t begin, int64_t end, Worker*);
     void (*map)(const MapArgs*, int64_t begin, int64_t end, Worker*);
+    void (*conv)(const ConvArgs*, int64_t begin, int64_t end, Worker*);
+    void (*roi_align)(const RoiAlignArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_linear)(const ResidualLinearArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_attention)(const ResidualAttentionArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_mlp)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);

@@ -7,8 +7,10 @@
 #include "attention.inl"
 #include "mlp.inl"
 #include "residual.inl"
+#include "convolution.inl"
+#include "roi_align.inl"
 
 // In the order of `struct CodePath`.
 #define ALL_KERNELS                                                                                      \
-    pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map, residual_linear,           \
-        residual_attention, residual_mlp, residual_mix_in, residual_mix_out
+    pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map, conv, roi_align,           \
+        residual_linear, residual_attention, residual_mlp, residual_mix_in, residual_mix_out

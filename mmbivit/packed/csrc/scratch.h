@@ -221,6 +221,40 @@ struct ResidualMlpScratch : ResidualMixScratch {
     }
 };
 
+// The rows of a map that a band of output rows takes, with the padding on their sides.
+inline int64_t conv_input_rows(const ConvArgs* args) {
+    return (args->band - 1) * args->stride_height + (args->kernel_height - 1) * args->dilation_height + 1;
+}
+
+struct ConvScratch : Scratch {
+    int64_t row_words;  // of a row of the map
+    uint32_t *padding, *bits;
+
+    ConvScratch(const ConvArgs* args, uint32_t* memory) : Scratch(memory) {
+        const int64_t words = words_of(args->channels);
+        row_words = (args->width + 2 * args->padding_width) * words;
+        padding = take(words);
+        bits = take(conv_input_rows(args) * row_words);
+    }
+};
+
+// What a bin takes of the rows of a map, or of its columns.
+struct BinSide {
+    int32_t first, number;  // of the weights that are not all 0
+};
+
+struct RoiAlignScratch : Scratch {
+    BinSide *rows, *columns;
+    float *row_weights, *column_weights;  // (bins, longest side of a map)
+
+    RoiAlignScratch(const RoiAlignArgs* args, uint32_t* memory) : Scratch(memory) {
+        rows = take_array<BinSide>(args->out_height);
+        columns = take_array<BinSide>(args->out_width);
+        row_weights = take_array<float>(args->out_height * args->longest_side);
+        column_weights = take_array<float>(args->out_width * args->longest_side);
+    }
+};
+
 }  // namespace
 
 #endif
