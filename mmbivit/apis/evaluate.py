@@ -19,6 +19,7 @@ from mmbivit.checks import UserError
 from mmbivit.datasets import check_coco_data, check_image_data, set_data_root
 from mmbivit.datasets.wrappers import inner_dataset
 from mmbivit.deploy import load
+from mmbivit.deploy.around import pack_around, packed_layers
 from mmbivit.deploy.header import read_header
 from mmbivit.engine import WorkerEndHook
 from mmbivit.engine.device import distributed, set_launcher
@@ -127,7 +128,7 @@ def _evaluate(cfg: Config, route: Route, out: str | Path | None, notes: Iterable
     runner.register_hook(WorkerEndHook())
     model = _built_model(runner)
     if packed is not None:
-        _load_into(model, packed, route.checkpoint)
+        runner.model = _packed_like(model, packed, route.checkpoint)
     elif route.kind == "classifier":
         load_classifier(model, route.checkpoint)
     elif isinstance(model, BaseTTAModel):
@@ -167,20 +168,21 @@ def _load_packed(route: Route) -> nn.Module:
     return load(route.checkpoint)
 
 
-def _load_into(model: nn.Module, packed: nn.Module, file: str | Path) -> None:
-    """Copy the tensors of a packed model into one that a config describes, and stay on the CPU, as the kernels do.
+def _packed_like(model: nn.Module, packed: nn.Module, file: str | Path) -> nn.Module:
+    """Pack a model that a config describes like one from a file, with its tensors, on the CPU, as the kernels are.
 
     Raises:
         ValueError: if the config's model is another one; the message names the first tensor that does not fit.
     """
     try:
+        model = pack_around(model, model.backbone, packed_layers(packed))
         model.load_state_dict(packed.state_dict())
     except (RuntimeError, ValueError) as error:  # torch's list of all that does not fit, or of our own checks
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[1] if len(lines) > 1 else lines[0]
         raise UserError(f"{file} does not fit the config's model: {reason[:300]}") from error
     model.dataset_meta = packed.dataset_meta
-    model.to("cpu")
+    return model.to("cpu")
 
 
 def _dump_metric(kind: str, out: str) -> BaseMetric:

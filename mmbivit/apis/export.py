@@ -14,6 +14,7 @@ from mmbivit.deploy.header import SUFFIX, read_header
 from mmbivit.deploy.onnx_export import OnnxComparison, check_options, write_onnx
 from mmbivit.engine.quiet import quiet
 from mmbivit.files import check_writable
+from mmbivit.packed.modules import PackedModule
 
 from .checkpoints import load_trained_model
 from .config import is_classifier, load_config
@@ -22,6 +23,25 @@ from .route import is_packed_file
 __all__ = ["Export", "export_onnx", "export_packed", "export_table"]
 
 BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an export made of the backbone, the neck or a head.
+
+    Attributes:
+        name: of the module.
+        float_bytes: its weights and statistics before.
+        packed_bytes: its tensors in the packed model.
+        packed_layers: how many of its layers run on bits; ``None`` for a backbone, which is packed as a whole.
+        float_layers: how many run in float.
+    """
+
+    name: str
+    float_bytes: int
+    packed_bytes: int
+    packed_layers: int | None
+    float_layers: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,7 @@ class Export:
         float_backbone_bytes: those of its backbone.
         packed_bytes: the packed tensors.
         packed_backbone_bytes: those of the backbone.
+        parts: backbone, neck and heads.
         file_bytes: the packed file.
         difference: largest difference of the reloaded backbone's features from the simulated ones on a random image,
             relative to their largest value.
@@ -44,6 +65,7 @@ class Export:
     float_backbone_bytes: int
     packed_bytes: int
     packed_backbone_bytes: int
+    parts: tuple[Part, ...]
     file_bytes: int
     difference: float
 
@@ -87,28 +109,50 @@ def export_packed(
         float_backbone_bytes=_bytes(simulated, BACKBONE),
         packed_bytes=_bytes(state),
         packed_backbone_bytes=_bytes(state, "" if backbone_only else BACKBONE),
+        parts=_parts(model, packed, backbone_only),
         file_bytes=Path(out).stat().st_size,
         difference=_difference(model.backbone, reloaded if backbone_only else reloaded.backbone),
     )
 
 
 def export_table(export: Export) -> Table:
-    """Make a table of the sizes that :func:`export_packed` returns, in MB (10^6 bytes)."""
-    table = Table("MB", "float32", "packed", "smaller by")
-    rows = [("backbone", export.float_backbone_bytes, export.packed_backbone_bytes)]
-    whole = export.float_backbone_bytes
-    if export.kind != "backbone":
-        rest = export.packed_bytes - export.packed_backbone_bytes
-        name = "head" if export.kind == "classifier" else "neck and heads"
-        rows.append((f"{name}, as they are", export.float_bytes - export.float_backbone_bytes, rest))
-        whole = export.float_bytes
-    rows.append(("file", whole, export.file_bytes))
-    for name, before, after in rows:
-        table.add_row(name, f"{before / 1e6:.2f}", f"{after / 1e6:.2f}", f"{before / max(after, 1):.1f}x")
+    """Make a table of the sizes that :func:`export_packed` returns, in MB (10^6 bytes), and of what runs how."""
+    table = Table("MB", "float32", "packed", "smaller by", "layers on bits", "in float")
+    for part in export.parts:
+        layers = ("all", "") if part.packed_layers is None else (f"{part.packed_layers}", f"{part.float_layers}")
+        table.add_row(*_size_row(part.name, part.float_bytes, part.packed_bytes), *layers)
+    whole = export.float_bytes if len(export.parts) > 1 else export.float_backbone_bytes
+    table.add_row(*_size_row("file", whole, export.file_bytes))
     for column in table.columns[1:]:
         column.justify = "right"
-    table.caption = f"difference from simulated: {export.difference:.1e} (relative)"
+    table.caption = f"backbone's difference from simulated: {export.difference:.1e} (relative)"
     return table
+
+
+def _size_row(name: str, before: int, after: int) -> tuple[str, ...]:
+    return name, f"{before / 1e6:.2f}", f"{after / 1e6:.2f}", f"{before / max(after, 1):.1f}x"
+
+
+def _parts(model: nn.Module, packed: nn.Module, backbone_only: bool) -> tuple[Part, ...]:
+    """Describe backbone, neck and heads before and after packing."""
+    names = ["backbone"]
+    for name, child in model.named_children() if not backbone_only else ():
+        inner = [
+            f"{name}.{part}" for part, module in child.named_children() if name == "roi_head" and _has_layers(module)
+        ]
+        names += inner or ([name] if name not in names and _has_layers(child) else [])
+    found = []
+    for name in names:
+        before, after = model.get_submodule(name), packed.get_submodule(name)
+        layers = [module for module in after.modules() if not list(module.children())]
+        on_bits = None if name == "backbone" else sum(isinstance(layer, PackedModule) for layer in layers)
+        in_float = sum(any(True for _ in layer.parameters()) for layer in layers)
+        found.append(Part(name, _bytes(before.state_dict()), _bytes(after.state_dict()), on_bits, in_float))
+    return tuple(found)
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _bytes(state: dict[str, Tensor], prefix: str = "") -> int:

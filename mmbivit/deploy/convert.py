@@ -1,7 +1,5 @@
 """From a trained network to a packed one."""
 
-import copy
-
 from torch import nn
 
 from mmbivit.checks import UserError
@@ -20,13 +18,15 @@ def pack(model: nn.Module) -> nn.Module:
 
     Returns:
         The packed network, such as a :class:`PackedSwinTransformer`; or a copy of the classifier or detector with it,
-        in evaluation.
+        in evaluation. The binary layers of its neck and heads are packed, too; what is float stays float.
 
     Raises:
         ValueError: if the backbone is in an earlier training stage, or has a part that is not binary or unknown; the
             message names the module.
     """
-    from . import packers  # noqa: F401  it fills PACKERS, and needs MMEngine, which a packed file of a backbone does not
+    # They fill PACKERS, and need MMEngine, which a packed file of a backbone does not.
+    from . import packers  # noqa: F401
+    from .around import pack_around
 
     if type(model) in PACKERS:
         return PACKERS[type(model)](model)
@@ -35,7 +35,4 @@ def pack(model: nn.Module) -> nn.Module:
         what = type(model).__name__ if backbone is None else f"backbone is {type(backbone).__name__}"
         known = ", ".join(cls.__name__ for cls in PACKERS)
         raise UserError(f"{what}, which has no packer: pack() takes {known}, or a model whose backbone is one of them")
-    packed = PACKERS[type(backbone)](backbone)
-    # The float backbone is not copied, only to be thrown away.
-    copied = copy.deepcopy(model, memo={id(backbone): packed})
-    return copied.eval()
+    return pack_around(model, PACKERS[type(backbone)](backbone))

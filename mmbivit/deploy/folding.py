@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import ActivationQuantizer, BinaryLinear, RPReLU
+from mmbivit.binary import ActivationQuantizer, BinaryLayer, BinaryLinear, RPReLU
 from mmbivit.checks import UserError
 from mmbivit.packed.packing import pad_channels
 from mmbivit.packed.thresholds import count_thresholds
@@ -54,7 +54,7 @@ def sign_affine(norm: nn.Module | None, quantizer: ActivationQuantizer, layer_no
     return torch.stack([pad_channels(gain), pad_channels(shift - gamma, -1.0)])
 
 
-def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
+def fold_linear(layer: BinaryLayer) -> tuple[Tensor, Tensor, Tensor]:
     """Return the signs of a layer's weights ``(N, K)`` (booleans), scales and biases ``(N,)`` of its product, float64.
 
     The product is that of signs, whatever the levels of the input are.
@@ -71,10 +71,10 @@ def fold_linear(layer: BinaryLinear) -> tuple[Tensor, Tensor, Tensor]:
     if levels.shape[1] != 1:
         raise UserError(f"has inputs with {levels.shape[1]} scales; expected one, with which its products are scaled")
     low, high = levels[:, 0]
-    signs, scale = layer.weight_quantizer.fold(layer.weight)
+    signs, scale = layer.folded_weight()
     scale = scale.double()
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
-    sums = 2 * signs.sum(1) - layer.in_features  # of weights -1 and 1
+    sums = 2 * signs.sum(1) - signs.shape[1]  # of weights -1 and 1
     return signs, scale * (high - low) / 2, bias + scale * sums * (high + low) / 2
 
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FORMAT = "mmbivit.packed"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KINDS = ("backbone", "classifier", "detector")
 SUFFIX = ".safetensors"
 _FIRST_NETWORK = "PackedSwinTransformer"  # which files of format version 1, without its name, are of
@@ -52,6 +52,7 @@ class PackedFile:
         model: what is around the backbone, ``None`` in a file of a backbone.
         dataset_meta: names of classes and their colours, where known.
         pipeline: the transforms of test images, where known.
+        packed_layers: names of the packed layers around the backbone; files before format version 3 have none.
         tensors: dtype (safetensors' name of it) and shape of each tensor.
     """
 
@@ -63,6 +64,7 @@ class PackedFile:
     model: dict[str, Any] | None
     dataset_meta: dict[str, Any] | None
     pipeline: list[dict[str, Any]] | None
+    packed_layers: list[str]
     tensors: dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -122,6 +124,7 @@ def parse_header(path: Path, file: Any) -> PackedFile:
         model=_parse(path, metadata, "model", dict) if kind != "backbone" else None,
         dataset_meta=_parse(path, metadata, "dataset_meta", dict, None),
         pipeline=_parse(path, metadata, "pipeline", list, None),
+        packed_layers=_parse(path, metadata, "packed_layers", list, None) or [],
         tensors={name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()},
     )
 

@@ -63,12 +63,14 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
     description = {"architecture": backbone.options}
     if kind != "backbone":
         compat.check_dependencies()
-        from .whole_models import DESCRIBERS  # a backbone needs none of what that imports
+        from .around import packed_layers  # a backbone needs none of what these import
+        from .whole_models import DESCRIBERS
 
-        description |= DESCRIBERS[kind](packed, config)
+        description |= DESCRIBERS[kind](packed, config) | dict(packed_layers=packed_layers(packed) or None)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        # Older versions of mmbivit read a file of the second version, which has no packed layers around a backbone.
+        "format_version": str(FORMAT_VERSION if description.get("packed_layers") else 2),
         "mmbivit_version": __version__,
         "kind": kind,
         "network": type(backbone).__name__,
@@ -129,9 +131,14 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
             return network(**header.architecture)
     else:
         compat.check_dependencies()
+        from .around import pack_around
         from .whole_models import BUILDERS
 
-        build = BUILDERS[header.kind](header, dict(header.architecture, type=network))
+        build_model = BUILDERS[header.kind](header, dict(header.architecture, type=network))
+
+        def build() -> nn.Module:
+            model = build_model()
+            return pack_around(model, model.backbone, header.packed_layers)
 
     def checked() -> nn.Module:
         try:

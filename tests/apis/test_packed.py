@@ -72,7 +72,7 @@ def test_export_reports_sizes_and_what_the_file_computes(
     console.print(export_table(whole))
     text = console.file.getvalue()
     assert f"{whole.difference:.1e}" in text
-    assert ("neck and heads" in text) == (kind == "detector")
+    assert ("roi_head.mask_head" in text) == (kind == "detector")
 
 
 def test_backbone_only_file_is_the_backbone(configs, detector, tmp_path):
@@ -183,7 +183,9 @@ def test_file_says_what_it_holds(detector_file, classifier_file):
 def test_detectors_of_the_configs_are_on_the_lists(name):
     cfg = get_config(name) if name.startswith("mmdet::") else mmbivit.get_config(name)
     described = json.loads(json.dumps(describe_detector(torch.nn.Module(), cfg)))
-    header = PackedFile(Path("x"), "detector", "0", "PackedSwinTransformer", ARCHITECTURE, **described, tensors={})
+    header = PackedFile(
+        Path("x"), "detector", "0", "PackedSwinTransformer", ARCHITECTURE, **described, packed_layers=[], tensors={}
+    )
     with torch.device("meta"), DefaultScope.overwrite_default_scope("mmdet"):
         backbone = dict(ARCHITECTURE, type="mmbivit.PackedSwinTransformer")
         built = detector_builder(header, backbone)()

@@ -192,9 +192,9 @@ def test_other_files_are_refused(tmp_path, packed):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (dict(format_version="3"), "has format version '3', this mmbivit reads 1 to 2: update mmbivit"),
+        (dict(format_version="4"), "has format version '4', this mmbivit reads 1 to 3: update mmbivit"),
         (dict(network="Linear"), "holds a 'Linear', which .* allowed: .*PackedSwinTransformer"),
-        (dict(format_version="1" * 5000), "format version '111111111', this mmbivit reads 1 to 2: update mmbivit"),
+        (dict(format_version="1" * 5000), "format version '111111111', this mmbivit reads 1 to 3: update mmbivit"),
         (dict(format_version="0"), "format version '0', .* export it again"),
         (dict(format_version="one"), "format version 'one', .* export it again"),
         (dict(format_version=None), "format version '', .* export it again"),

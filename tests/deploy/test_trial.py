@@ -44,7 +44,7 @@ def refuse(file: Path, folder: Path, message: str, **metadata: object) -> None:
         ("neck.num_outs", 8, r"its 'model\.rpn_head' fails"),
         ("rpn_head.bbox_coder.target_means", [0.0, 0.0], r"its 'model\.rpn_head' fails"),
         ("roi_head.bbox_roi_extractor.roi_layer.output_size", 5, r"its 'model\.roi_head\.bbox_head\.shared_fcs\.0' fa"),
-        ("roi_head.mask_roi_extractor.out_channels", 16, r"its 'model\.roi_head\.mask_roi_extractor' fails"),
+        ("roi_head.mask_roi_extractor.finest_scale", "x", r"its 'model\.roi_head\.mask_roi_extractor' fails"),
         ("test_cfg.rpn", None, "'model"),
         ("test_cfg.rpn.max_per_img", REMOVED, "'model.rpn_head' .*max_per_img"),
         ("test_cfg.rcnn.score_thr", "x", "'model.roi_head"),

@@ -7,6 +7,7 @@ from mmbivit.binary import ResidualBinaryLinear
 from mmbivit.deploy.folding import fold_linear, norm_affine
 from mmbivit.deploy.registry import packs
 from mmbivit.packed import (
+    PackedLinear,
     PackedResidualAttention,
     PackedResidualLinear,
     PackedResidualMLP,
@@ -15,6 +16,7 @@ from mmbivit.packed import (
 from mmbivit.packed.packing import pack_signs, pack_weight, pad_channels
 
 from .checks import expect, named
+from .convolution import pack_started_linear
 from .heads import head_tensors
 
 __all__ = ["pack_residual_attention", "pack_residual_linear", "pack_residual_merging", "pack_residual_mlp"]
@@ -22,7 +24,9 @@ __all__ = ["pack_residual_attention", "pack_residual_linear", "pack_residual_mer
 
 @packs(ResidualBinaryLinear)
 @torch.no_grad()
-def pack_residual_linear(layer: ResidualBinaryLinear, norm: nn.Module | None = None) -> PackedResidualLinear:
+def pack_residual_linear(
+    layer: ResidualBinaryLinear, norm: nn.Module | None = None
+) -> PackedResidualLinear | PackedLinear:
     """Pack a binary linear layer with a shortcut, and the norm of its input.
 
     Args:
@@ -32,6 +36,8 @@ def pack_residual_linear(layer: ResidualBinaryLinear, norm: nn.Module | None = N
     Raises:
         ValueError: for a layer of an earlier training stage, or a norm that cannot be folded.
     """
+    if layer.like_float and norm is None:
+        return pack_started_linear(layer)
     packed = PackedResidualLinear(layer.in_features, layer.out_features)
     packed.fill(in_affine=_affine(norm, layer.in_features), **_layer("layer", layer))
     return packed

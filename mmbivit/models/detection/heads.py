@@ -41,11 +41,11 @@ class BinaryRPNHead(BinaryPart, RPNHead):
         settings = self._read("rpn_head", binary, ("predictor",))
         if settings is None:
             return
-        if isinstance(self.rpn_conv, nn.Conv2d):
-            self.rpn_conv = settings.convolution(self.rpn_conv, act=True)
-        else:
+        if isinstance(self.rpn_conv, nn.Sequential):
             for module in self.rpn_conv:
                 binarize_conv_module(module, settings)
+        else:
+            self.rpn_conv = settings.convolution(self.rpn_conv, act=True)
         if "predictor" in settings.also:
             self.rpn_cls, self.rpn_reg = settings.last(self.rpn_cls), settings.last(self.rpn_reg)
         self._finish_binary()
@@ -54,7 +54,8 @@ class BinaryRPNHead(BinaryPart, RPNHead):
         """Score and regress the anchors of all levels."""
         if not self.is_staged:
             return super().forward(x)
-        convs = [self.rpn_conv] if isinstance(self.rpn_conv, nn.Conv2d) else [module.conv for module in self.rpn_conv]
+        several = isinstance(self.rpn_conv, nn.Sequential)
+        convs = [module.conv for module in self.rpn_conv] if several else [self.rpn_conv]
         maps = list(x)
         for conv in convs:
             maps = over_levels(conv, maps)
@@ -148,6 +149,22 @@ class BinaryConvFCBBoxHead(BinaryPart, ConvFCBBoxHead):
         if options.get("init_cfg") is None:
             self.init_cfg.pop()  # of linear layers, whose norms do not take it
         self._finish_binary()
+
+    def map_order(self) -> Tensor | None:
+        """Return the order in which the first linear layer takes a map whose channels come last.
+
+        Positions of its inputs ``(height * width * C,)``; ``None`` if it takes no map, or one that a layer before it
+        makes.
+        """
+        if not self.is_staged or not self.shared_fcs or self.shared_convs or self.with_avg_pool:
+            return None
+        return torch.arange(self.in_channels * self.roi_feat_area).view(self.in_channels, -1).T.flatten()
+
+    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Score and refine regions."""
+        if self.is_staged and self.shared_fcs and getattr(self.shared_fcs[0], "channels_last", False):
+            x = x.permute(0, 2, 3, 1).flatten(1)
+        return super().forward(x)
 
     def _narrow(self, width: int) -> None:
         """Give the last shared linear layer another number of outputs."""

@@ -1,0 +1,168 @@
+"""Detectors with binary necks and heads, packed: what they compute, and that their files hold it."""
+
+import json
+
+import pytest
+import torch
+
+from mmbivit import get_config
+from mmbivit.deploy import load, pack, save
+from mmbivit.deploy.around import packed_layers
+from mmbivit.packed import PackedConv2d, PackedConvTranspose2d, PackedMapLinear, PackedScaledLinear
+from tests.models.test_detection_parts import DETECTORS, FULL, box_head, build, losses_of
+from tests.packed_files import changed
+from tests.test_detectors import sample
+
+EVERYTHING = dict(
+    neck=dict(laterals=True),
+    rpn_head=dict(predictor=True),
+    bbox_head=dict(hidden=True, predictor=True),
+    mask_head=dict(predictor=True, upsample=True),
+)
+
+
+def trained(cfg):
+    """A detector whose statistics, and what starts from the first batch, are those of images."""
+    model = build(cfg.model)
+    losses_of(model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def config_of(name):
+    if name != "everything":
+        return get_config(name)
+    cfg = get_config(FULL)
+    cfg.model.neck.binary, cfg.model.rpn_head.binary = EVERYTHING["neck"], EVERYTHING["rpn_head"]
+    cfg.model.roi_head.bbox_head.binary = EVERYTHING["bbox_head"]
+    cfg.model.roi_head.mask_head.binary = EVERYTHING["mask_head"]
+    return cfg
+
+
+@pytest.fixture(scope="module", params=[*DETECTORS, "everything"])
+def detectors(request):
+    cfg = config_of(request.param)
+    model = trained(cfg)
+    return cfg, model, pack(model)
+
+
+def close(actual, expected):
+    """Compare lists of tensors; a sign that hangs on the order of a sum would be far off."""
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_parts_compute_what_the_simulated_ones_do(detectors):
+    _, model, packed = detectors
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(2))
+    maps = model.backbone(images)
+    features = model.neck(maps)
+    close(packed.neck(maps), features)
+    two_stages = hasattr(model, "rpn_head")
+    head = "rpn_head" if two_stages else "bbox_head"
+    for ours, theirs in zip(getattr(packed, head)(features), getattr(model, head)(features), strict=True):
+        close(ours, theirs)
+    if not two_stages:
+        return
+    rois = torch.tensor([[0.0, 3, 5, 60, 70], [0, 20, 20, 90, 40], [0, 0, 0, 128, 96]])
+    for kind in ("bbox", "mask"):
+        extractors, heads = (getattr(model.roi_head, f"{kind}_{part}") for part in ("roi_extractor", "head"))
+        ours = (getattr(packed.roi_head, f"{kind}_{part}") for part in ("roi_extractor", "head"))
+        several = isinstance(heads, torch.nn.ModuleList)
+        groups = (extractors, heads, *ours)
+        for extractor, head, own_extractor, own_head in zip(*groups, strict=True) if several else [groups]:
+            regions, own_regions = extractor(features, rois), own_extractor(features, rois)
+            close([own_regions], [regions])
+            outputs, own = head(regions), own_head(own_regions)
+            close(own, outputs) if kind == "bbox" else close([own], [outputs])
+
+
+def detect(model, size=(96, 128)):
+    described = sample([])
+    described.set_metainfo(dict(img_id=0, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    return model.test_step(dict(inputs=[pixels], data_samples=[described]))[0].pred_instances
+
+
+def test_a_file_holds_the_packed_layers(detectors, tmp_path):
+    cfg, model, packed = detectors
+    names = packed_layers(packed)
+    assert len(names) >= 7 and all(
+        type(packed.get_submodule(name)).__module__.startswith("mmbivit.packed") for name in names
+    )
+    save(packed, tmp_path / "detector.safetensors", cfg)
+    loaded = load(tmp_path / "detector.safetensors")
+    assert packed_layers(loaded) == names
+    ours, expected = detect(loaded), detect(packed)
+    assert torch.equal(ours.bboxes, expected.bboxes) and torch.equal(ours.scores, expected.scores)
+    simulated = detect(model)
+    assert len(simulated) == len(expected)
+    torch.testing.assert_close(expected.scores, simulated.scores, rtol=1e-3, atol=1e-4)
+    bits = sum(packed.get_submodule(name).weight.nbytes for name in names)
+    weights = sum(model.get_submodule(name).weight.nbytes for name in names)
+    assert bits < weights / 16  # 1/32, but for padding of few channels
+
+
+def test_layers_become_the_packed_layers_of_their_kind():
+    packed = pack(trained(config_of("everything")))
+    head, mask = packed.roi_head.bbox_head, packed.roi_head.mask_head
+    assert type(packed.neck.lateral_convs[0].conv) is PackedConv2d and type(packed.rpn_head.rpn_conv) is PackedConv2d
+    assert type(head.shared_fcs[0]) is PackedMapLinear and type(mask.upsample) is PackedConvTranspose2d
+    head = box_head(num_shared_fcs=2, binary=dict(hidden=True))
+    assert type(pack(head.shared_fcs[1].eval())) is PackedScaledLinear
+
+
+def test_any_layer_by_conv_cfg_is_packed_and_what_is_unknown_stays(tmp_path):
+    cfg = get_config("digits/mask_rcnn_sibivit")
+    cfg.model.neck.conv_cfg = dict(type="mmbivit.BinaryConv2d")
+    model = trained(cfg)
+    packed = pack(model)
+    assert {name.split(".")[0] for name in packed_layers(packed)} == {"neck"}
+    assert type(packed.rpn_head.rpn_conv) is torch.nn.Conv2d
+    save(packed, tmp_path / "detector.safetensors", cfg)
+    assert torch.equal(detect(load(tmp_path / "detector.safetensors")).bboxes, detect(packed).bboxes)
+
+
+def test_a_part_of_an_earlier_stage_is_refused():
+    model = trained(get_config(FULL))
+    model.neck.set_stage(1)
+    with pytest.raises(ValueError, match=r"neck.fpn_convs.0.conv has 32-bit weights .* train on to the last"):
+        pack(model)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ["neck.no_such"],
+        ["neck"],
+        ["roi_head.mask_head.upsample"],
+        ["backbone.stages.0.blocks.0.attn"],
+        [3],
+        [["neck"]],
+        ["x" * 1000],
+    ],
+)
+def test_files_that_name_other_layers_are_refused(layers, tmp_path, small_file):
+    file = changed(small_file, tmp_path, packed_layers=json.dumps(layers))
+    with pytest.raises(ValueError, match="cannot be built|is no layer") as caught:
+        load(file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("layers", ["{}", "3", '["a"', "null"])
+def test_files_whose_layers_are_no_list_are_refused(layers, tmp_path, small_file):
+    with pytest.raises(ValueError, match="packed_layers|does not fit"):
+        load(changed(small_file, tmp_path, packed_layers=layers))
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    cfg = get_config(FULL)
+    file = tmp_path_factory.mktemp("packed") / "detector.safetensors"
+    save(pack(trained(cfg)), file, cfg)
+    return file
