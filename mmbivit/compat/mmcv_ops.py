@@ -119,7 +119,7 @@ def _unsupported(name: str) -> Callable[..., NoReturn]:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Greedy non-maximum suppression, through ``torchvision.ops.nms``.
+    """Greedy non-maximum suppression: on the CPU by a kernel of ours, elsewhere through ``torchvision.ops.nms``.
 
     Args:
         boxes: ``(N, 4)`` as ``x1, y1, x2, y2``.
@@ -130,11 +130,17 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Returns:
         Indices of the boxes kept, int64, by falling score; equal scores in the order of input.
     """
-    from torchvision.ops import nms as torchvision_nms
+    import torch
 
     dtype = _compute_dtype(boxes)
     # With x2 + 1 and y2 + 1 every side, and every overlap, is that of `offset`: IoU over corners cannot tell.
     boxes = boxes.to(dtype) + boxes.new_tensor([0, 0, offset, offset], dtype=dtype)
+    if boxes.device.type == "cpu" and dtype == torch.float32:
+        from mmbivit.packed import detection_operators  # noqa: F401  it registers torch.ops.mmbivit.nms
+
+        return torch.ops.mmbivit.nms(boxes.detach().contiguous(), scores.detach().to(dtype).contiguous(), iou_threshold)
+    from torchvision.ops import nms as torchvision_nms
+
     return torchvision_nms(boxes, scores.to(dtype), iou_threshold)
 
 

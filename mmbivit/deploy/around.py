@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmbivit.binary import BinaryLayer
 from mmbivit.checks import UserError
+from mmbivit.models import ImageClassifier
 from mmbivit.packed.modules import PackedModule
 
 from .packers.checks import named
@@ -46,13 +47,13 @@ def pack_around(model: nn.Module, backbone: nn.Module, layers: Collection[str] |
                 )
     # What is replaced is not copied, only to be thrown away.
     copied = copy.deepcopy(model, memo=memo).eval()
-    for name, part in copied.named_children():
-        if name != BACKBONE:
-            part.to(memory_format=torch.channels_last)
-    if hasattr(copied, "roi_head"):
-        from mmbivit.models.detection.roi_extractor import use_native_roi_align
+    if not isinstance(copied, ImageClassifier):
+        from mmbivit.models.detection.native import use_native
 
-        use_native_roi_align(copied.roi_head)
+        for name, part in copied.named_children():
+            if name != BACKBONE:
+                part.to(memory_format=torch.channels_last)
+                use_native(part)
     return copied
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbivit.binary import repeat_or_average
@@ -12,7 +12,7 @@ from mmbivit.binary.functional import rprelu
 from . import detection_operators  # noqa: F401  it registers torch.ops.mmbivit.binary_conv2d
 from .detection_operators import ConvGeometry
 from .modules import PackedLinear, PackedModule
-from .packing import LANES, num_blocks, num_words, padded
+from .packing import LANES, num_blocks, num_words, pad_channels, padded
 
 __all__ = ["PackedConv2d", "PackedConvTranspose2d", "PackedMapLinear", "PackedScaledLinear"]
 
@@ -67,12 +67,40 @@ class PackedConv2d(PackedModule):
         self.register_buffer("factor", torch.zeros(padded(out_channels)) if shortcut else None)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x)
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """Apply the layer; in place where it has a shortcut and keeps shapes, and ``x`` is in channels-last memory."""
+        rows = x.permute(0, 2, 3, 1)
+        keeps_shape = self.geometry.out_size(*x.shape[2:]) == x.shape[2:] and self.in_channels == self.out_channels
+        if self.factor is None or self.pad is not None or not keeps_shape or not rows.is_contiguous():
+            return self(x)
+        layer = self.threshold, self.weight, self.out_affine, self.geometry, self.rprelu, self.factor
+        torch.ops.mmbivit.binary_conv2d_(rows, *layer)
+        return x
+
+    def predict(self, x: Tensor, layers: Sequence[nn.Conv2d]) -> list[Tensor]:
+        """Apply float 1 x 1 convolutions to the output, in one operator that does not keep it.
+
+        Args:
+            x: ``(B, in_channels, H, W)``.
+            layers: with a bias each.
+
+        Returns:
+            The output of each, in channels-last memory.
+        """
+        weight = torch.cat([layer.weight.flatten(1) for layer in layers])
+        bias, sizes = torch.cat([layer.bias for layer in layers]), [layer.out_channels for layer in layers]
+        out = self._convolve(x, pad_channels(weight.T).contiguous(), pad_channels(bias), len(bias))
+        return list(out.split(sizes, dim=1))
+
+    def _convolve(self, x: Tensor, *predictor: Tensor | int) -> Tensor:
         added = None if self.factor is None else self._added(x)
         if self.pad is not None:
             x = F.pad(x, self.pad, mode=self.pad_mode)
         out = torch.ops.mmbivit.binary_conv2d(
             *(_channels_last(x), self.threshold, self.weight, self.out_affine, self.out_channels, self.geometry),
-            *(self.rprelu, added, self.factor),
+            *(self.rprelu, added, self.factor, *predictor),
         )
         return out.permute(0, 3, 1, 2)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from .packing import LANES, WORD_BITS, num_words, unpack_signs
 from .residual_reference import rprelu as apply_rprelu
 
-__all__ = ["binary_conv2d", "roi_align"]
+__all__ = ["binary_conv2d", "nms", "roi_align", "upsample_add_"]
 
 
 def binary_conv2d(
@@ -57,3 +57,15 @@ def roi_align(
         pooled = torch.ops.torchvision.roi_align(x.permute(0, 3, 1, 2), rois[found], scale, *size, samples, aligned)
         out[found] = pooled.permute(0, 2, 3, 1)
     return out
+
+
+def upsample_add_(x: Tensor, y: Tensor) -> None:
+    """Enlarge and add."""
+    x += F.interpolate(y.permute(0, 3, 1, 2), size=x.shape[1:3]).permute(0, 2, 3, 1)
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Suppress by torchvision."""
+    import torchvision
+
+    return torchvision.ops.nms(boxes, scores, threshold)

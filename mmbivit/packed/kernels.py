@@ -28,7 +28,7 @@ REFERENCE = "reference"
 LAYOUT = ("batch", "height", "width", "window_height", "window_width", "shift", "mask_padding")
 PHASES = (
     *("patch embedding", "pack", "qkv", "attention", "proj", "fc1", "fc2", "spatial interaction"),
-    *("patch merging", "output norms", "linear", "convolution", "RoIAlign"),
+    *("patch merging", "output norms", "linear", "convolution", "predictors", "RoIAlign", "upsampling", "NMS"),
 )
 
 
@@ -85,19 +85,22 @@ ResidualMlpArgs = _struct(
 )
 ConvArgs = _struct(
     "ConvArgs",
-    "x threshold weight scale bias rprelu add factor out",
-    "batch height width channels n kernel_height kernel_width stride_height stride_width padding_height padding_width "
-    "dilation_height dilation_width out_height out_width band",
+    "x threshold weight scale bias rprelu add factor predictor predictor_bias out",
+    "batch height width channels n outputs kernel_height kernel_width stride_height stride_width padding_height "
+    "padding_width dilation_height dilation_width out_height out_width",
 )
 RoiAlignArgs = _struct(
     "RoiAlignArgs",
     "maps sides scales rois levels out",
     "regions channels out_height out_width longest_side samples aligned",
 )
+UpsampleArgs = _struct("UpsampleArgs", "x y", "batch height width y_height y_width channels")
+NmsArgs = _struct("NmsArgs", "boxes limit areas suppressed", "number padded")
 # The order of `mmbivit_args_size` in csrc/api.cpp.
 ARGS = (
     *(PackArgs, MatmulArgs, LinearArgs, MergeArgs, AttentionArgs, MlpArgs, EmbedArgs, MapArgs),
-    *(ResidualLinearArgs, ResidualAttentionArgs, ResidualMlpArgs, ConvArgs, RoiAlignArgs),
+    *(ResidualLinearArgs, ResidualAttentionArgs, ResidualMlpArgs),
+    *(ConvArgs, RoiAlignArgs, UpsampleArgs, NmsArgs),
 )
 
 

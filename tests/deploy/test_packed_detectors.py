@@ -82,6 +82,27 @@ def test_parts_compute_what_the_simulated_ones_do(detectors):
             close(own, outputs) if kind == "bbox" else close([own], [outputs])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [[(24, 32), (12, 16), (6, 8)], [(25, 13), (13, 7), (7, 4)]])
+def test_float_parts_by_native_kernels_equal_mmdets(levels):
+    from mmbivit.models.detection import native
+
+    maps = [torch.randn(2, 4 * 2**i, *size) for i, size in enumerate(levels)]
+    options = dict(in_channels=[4, 8, 16], out_channels=12, num_outs=5)
+    for changes in ({}, dict(start_level=1), dict(add_extra_convs="on_output"), dict(norm_cfg=dict(type="BN"))):
+        fpn = build(dict(type="mmdet.FPN", **options, **changes)).eval()
+        expected = fpn(maps)
+        native.use_native(own := torch.nn.ModuleList([fpn]))
+        assert type(own[0]) is native.NativeFPN and type(fpn.lateral_convs[0].conv) is native.PointwiseConv2d
+        close(own[0](maps), expected)
+    for upsample in (dict(type="deconv", scale_factor=2), dict(type="nearest", scale_factor=2)):
+        options = dict(in_channels=4, conv_out_channels=8, num_classes=3, num_convs=2, upsample_cfg=upsample)
+        head, features = build(dict(type="mmdet.FCNMaskHead", **options)).eval(), torch.randn(19, 4, 5, 6)
+        expected = [head(features), head(features[:0])]
+        native.use_native(own := torch.nn.ModuleList([head]))
+        close([own[0](features), own[0](features[:0])], expected)
+
+
 def detect(model, size=(96, 128)):
     described = sample([])
     described.set_metainfo(dict(img_id=0, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))

@@ -167,6 +167,8 @@ def convolution(**changes):
         (dict(rprelu=torch.ones(3, 10)), "rprelu"),
         (dict(add=torch.ones(1, 4, 6, 10)), "add"),
         (dict(factor=None), "go together"),
+        (dict(outputs=3), "go together"),
+        (dict(outputs=3, predictor=torch.ones(10, 3), predictor_bias=torch.ones(16)), "predictor is"),
         (dict(n=0), "n=0"),
         (dict(geometry=[3, 3, 1, 1]), "geometry 4 numbers"),
         (dict(geometry=[3, 3, 0, 1, 1, 1, 1, 1]), "stride_height=0"),
@@ -179,6 +181,44 @@ def test_convolutions_that_do_not_fit_are_refused(path, changes, message):
     assert convolution().shape == (1, 5, 6, 10)
     with pytest.raises(ValueError, match=message):
         convolution(**changes)
+
+
+def test_a_predictor_follows_in_the_same_operator(path):
+    layer = started(BinaryConv2d(40, 40, 3, padding=1, norm=True, act=True, shortcut=True), torch.randn(4, 40, 8, 8))
+    heads, x = [nn.Conv2d(40, outputs, 1) for outputs in (3, 12, 35)], torch.randn(2, 40, 6, 17)
+    packed = pack(layer)
+    with torch.no_grad():
+        for ours, head in zip(packed.predict(x, heads), heads, strict=True):
+            torch.testing.assert_close(ours, head(packed(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 14, 23])
+def test_a_layer_with_a_shortcut_works_in_place(path, width):
+    layer = started(BinaryConv2d(20, 20, 3, padding=1, norm=True, act=True, shortcut=True), torch.randn(4, 20, 8, 8))
+    packed, x = pack(layer), torch.randn(2, 20, 9, width).contiguous(memory_format=torch.channels_last)
+    expected = packed(x)
+    assert packed.apply_(x) is x and torch.equal(x, expected)
+    other = torch.randn(2, 20, 9, width + 1)  # not in channels-last memory: nothing to change
+    before = other.clone()
+    assert torch.equal(packed.apply_(other), packed(before)) and torch.equal(other, before)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 37])
+@pytest.mark.parametrize("sizes", [((8, 6), (4, 3)), ((13, 25), (7, 13)), ((5, 5), (5, 5)), ((3, 4), (1, 1))])
+def test_maps_are_enlarged_as_torch_does(path, channels, sizes):
+    x, y = (torch.randn(2, *size, channels) for size in sizes)
+    expected = x + F.interpolate(y.permute(0, 3, 1, 2), size=sizes[0]).permute(0, 2, 3, 1)
+    OPS.upsample_add_(x, y)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("number", [0, 1, 15, 16, 17, 400])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_nms_keeps_what_torchvision_keeps(path, number, threshold):
+    boxes = torch.randint(0, 40, (number, 4)).float()
+    boxes[:, 2:] += boxes[:, :2] - (torch.rand(number, 1) < 0.1).float()  # some empty
+    scores = torch.randint(0, 50, (number,)).float()  # some equal
+    assert torch.equal(OPS.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +243,18 @@ def test_regions_that_do_not_fit_are_refused(changes, message):
     assert OPS.roi_align(**given | dict(scales=[1.0])).shape == (1, 7, 7, 3)
     with pytest.raises(ValueError, match=message):
         OPS.roi_align(**(given | changes))
+
+
+def test_other_operators_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="boxes is"):
+        OPS.nms(torch.ones(3, 5), torch.ones(3), 0.5)
+    with pytest.raises(ValueError, match="scores is"):
+        OPS.nms(torch.ones(3, 4), torch.ones(2), 0.5)
+    with pytest.raises(ValueError, match="y is"):
+        OPS.upsample_add_(torch.ones(1, 4, 4, 3), torch.ones(1, 2, 2, 4))
+    with pytest.raises(ValueError, match="add is"):  # stride 2
+        layer = torch.zeros(16), torch.zeros(1, 9, 16, dtype=torch.int32), torch.ones(2, 16)
+        OPS.binary_conv2d_(torch.ones(1, 4, 4, 16), *layer, [3, 3, 2, 2, 1, 1, 1, 1], None, torch.ones(16))
 
 
 def test_threads_change_nothing_and_phases_are_measured():

@@ -14,6 +14,7 @@ from mmbivit.binary import BinaryConvTranspose2d
 from mmbivit.checks import UserError, check_integer
 from mmbivit.registry import MODELS
 
+from .native import masks_can_be_native, native_masks
 from .part import BinaryPart, Settings, binarize_conv_module, over_levels
 
 __all__ = ["BinaryConvFCBBoxHead", "BinaryFCNMaskHead", "BinaryRPNHead", "BinaryRetinaHead"]
@@ -57,6 +58,11 @@ class BinaryRPNHead(BinaryPart, RPNHead):
         several = isinstance(self.rpn_conv, nn.Sequential)
         convs = [module.conv for module in self.rpn_conv] if several else [self.rpn_conv]
         maps = list(x)
+        if hasattr(convs[-1], "predict") and isinstance(self.rpn_cls, nn.Conv2d):  # packed, and float behind it
+            for conv in convs[:-1]:
+                maps = over_levels(conv, maps)
+            outputs = [convs[-1].predict(y, (self.rpn_cls, self.rpn_reg)) for y in maps]
+            return [scores for scores, _ in outputs], [deltas for _, deltas in outputs]
         for conv in convs:
             maps = over_levels(conv, maps)
         return [self.rpn_cls(y) for y in maps], [self.rpn_reg(y) for y in maps]
@@ -224,6 +230,10 @@ class BinaryFCNMaskHead(BinaryPart, FCNMaskHead):
         if "predictor" in settings.also:
             self.conv_logits = settings.last(self.conv_logits)
         self._finish_binary()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict masks of regions."""
+        return native_masks(self, x) if masks_can_be_native(self, x) else super().forward(x)
 
 
 def _binary_upsampling(upsample: nn.Module, settings: Settings) -> BinaryConvTranspose2d:

@@ -1,12 +1,14 @@
 """The feature pyramid with binary convolutions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.models.necks import FPN
+from torch import Tensor
 
 from mmbivit.registry import MODELS
 
+from .native import can_be_native, native_pyramid
 from .part import BinaryPart, binarize_conv_module
 
 __all__ = ["BinaryFPN"]
@@ -37,3 +39,7 @@ class BinaryFPN(BinaryPart, FPN):
         for module in [*self.fpn_convs, *(self.lateral_convs if "laterals" in settings.also else ())]:
             binarize_conv_module(module, settings)
         self._finish_binary()
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Make the levels of the pyramid."""
+        return native_pyramid(self, inputs) if can_be_native(self, inputs) else super().forward(inputs)

@@ -120,7 +120,7 @@ EXPORT int64_t mmbivit_args_size(int function) {
     const size_t sizes[] = {sizeof(PackArgs),      sizeof(MatmulArgs), sizeof(LinearArgs), sizeof(MergeArgs),
                             sizeof(AttentionArgs), sizeof(MlpArgs),    sizeof(EmbedArgs),  sizeof(MapArgs),
                             sizeof(ResidualLinearArgs), sizeof(ResidualAttentionArgs), sizeof(ResidualMlpArgs),
-                            sizeof(ConvArgs), sizeof(RoiAlignArgs)};
+                            sizeof(ConvArgs), sizeof(RoiAlignArgs), sizeof(UpsampleArgs), sizeof(NmsArgs)};
     return (int64_t)sizes[function];
 }
 
@@ -195,16 +195,27 @@ EXPORT int mmbivit_map(const MapArgs* args, int path, int threads, double* secon
 }
 
 EXPORT int mmbivit_conv(const ConvArgs* args, int path, int threads, double* seconds) {
-    // A few bands for each thread, of which none takes long; more rows at a time than these save little.
-    ConvArgs own = *args;
-    const int64_t share = ceil_div(args->batch * args->out_height, 4 * (int64_t)threads);
-    own.band = share < 1 ? 1 : share < 16 ? share : 16;
-    if (own.band > args->out_height) own.band = args->out_height;
-    const int64_t bands = args->batch * ceil_div(args->out_height, own.band);
-    return run(&own, PATHS[path]->conv, bands, 1, ConvScratch(&own, nullptr).words, threads, seconds);
+    const int64_t words = words_of(args->channels), rows = args->batch * (args->height + 2 * args->padding_height);
+    void* raw = std::malloc(rows * (args->width + 2 * args->padding_width) * words * sizeof(uint32_t) + 64);
+    if (!raw) return 1;
+    uint32_t* bits = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(raw) + 63) / 64 * 64);
+    const int64_t out_rows = args->batch * args->out_height, share = ceil_div(out_rows, 4 * (int64_t)threads);
+    const int64_t step = args->predictor || share < 1 ? 1 : share < 16 ? share : 16;
+    const int failed = run(args, PATHS[path]->conv_pack, rows, 4, words, threads, seconds, bits) ||
+                       run(args, PATHS[path]->conv, out_rows, step, ConvScratch(args, nullptr).words, threads, seconds, bits);
+    std::free(raw);
+    return failed;
 }
 
 EXPORT int mmbivit_roi_align(const RoiAlignArgs* args, int path, int threads, double* seconds) {
     const int64_t words = RoiAlignScratch(args, nullptr).words;
     return run(args, PATHS[path]->roi_align, args->regions, 8, words, threads, seconds);
+}
+
+EXPORT int mmbivit_upsample_add(const UpsampleArgs* args, int path, int threads, double* seconds) {
+    return run(args, PATHS[path]->upsample_add, args->batch * args->height, 4, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_nms(const NmsArgs* args, int path, int, double* seconds) {
+    return run(args, PATHS[path]->nms, 1, 1, 0, 1, seconds);
 }

@@ -21,7 +21,10 @@ enum Phase {
     PHASE_OUTPUT,     // output norms
     PHASE_LINEAR,     // single linear layers
     PHASE_CONV,       // convolutions
+    PHASE_PREDICT,    // float products behind convolutions
     PHASE_ROI_ALIGN,  // features of regions
+    PHASE_UPSAMPLE,   // top-down path of a feature pyramid
+    PHASE_NMS,        // non-maximum suppression
     PHASES
 };
 
@@ -199,11 +202,12 @@ typedef struct {
     const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta; or null
     const float* add;            // like out, or null
     const float* factor;         // (blocks * 16); null without add
-    float* out;                  // (batch, out_height, out_width, n)
-    int64_t batch, height, width, channels, n;
+    const float* predictor;      // (n, outputs padded to 16): a float product follows; or null
+    const float* predictor_bias; // (outputs, padded to 16)
+    float* out;                  // (batch, out_height, out_width, n), or with a predictor (..., outputs); may be `add`
+    int64_t batch, height, width, channels, n, outputs;
     int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
     int64_t dilation_height, dilation_width, out_height, out_width;
-    int64_t band;                // rows of the output at a time
 } ConvArgs;
 
 // Average of bilinear samples in each bin of each region (RoIAlign), on maps whose channels come last.
@@ -218,6 +222,22 @@ typedef struct {
     int64_t samples;             // along a side of a bin; 0 for as many as the bin has pixels
     int64_t aligned;             // half a pixel further up and left
 } RoiAlignArgs;
+
+// x += y, which is enlarged by taking the nearest.
+typedef struct {
+    float* x;                    // (batch, height, width, channels), changed in place
+    const float* y;              // (batch, y_height, y_width, channels)
+    int64_t batch, height, width, y_height, y_width, channels;
+} UpsampleArgs;
+
+// Greedy non-maximum suppression of boxes in the order of their scores.
+typedef struct {
+    const float* boxes;          // (4, padded): x1, y1, x2, y2; padded to 16
+    const float* limit;          // (1): intersection over union from which on a box is suppressed
+    float* areas;                // (padded)
+    uint16_t* suppressed;        // (padded / 16), a bit for each box; starts as 0
+    int64_t number, padded;
+} NmsArgs;
 
 // Float projection of the patches of images; what lies beyond the border is 0.
 typedef struct {
@@ -262,8 +282,11 @@ typedef struct {
     void (*mix_out)(const MlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*embed)(const EmbedArgs*, int64_t begin, int64_t end, Worker*);
     void (*map)(const MapArgs*, int64_t begin, int64_t end, Worker*);
+    void (*conv_pack)(const ConvArgs*, int64_t begin, int64_t end, Worker*);
     void (*conv)(const ConvArgs*, int64_t begin, int64_t end, Worker*);
     void (*roi_align)(const RoiAlignArgs*, int64_t begin, int64_t end, Worker*);
+    void (*upsample_add)(const UpsampleArgs*, int64_t begin, int64_t end, Worker*);
+    void (*nms)(const NmsArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_linear)(const ResidualLinearArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_attention)(const ResidualAttentionArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_mlp)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);

@@ -9,8 +9,9 @@
 #include "residual.inl"
 #include "convolution.inl"
 #include "roi_align.inl"
+#include "detection.inl"
 
 // In the order of `struct CodePath`.
-#define ALL_KERNELS                                                                                      \
-    pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map, conv, roi_align,           \
-        residual_linear, residual_attention, residual_mlp, residual_mix_in, residual_mix_out
+#define ALL_KERNELS                                                                                            \
+    pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map, conv_pack, conv, roi_align,      \
+        upsample_add, nms, residual_linear, residual_attention, residual_mlp, residual_mix_in, residual_mix_out

@@ -68,9 +68,10 @@ void merge(const MergeArgs* args, int64_t begin, int64_t end, Worker* worker) {
 // ---------------------------------------------------------------------------------------------------------------
 // The float ends of the network
 
+// R rows and B blocks; the last of a single block may be partly padding.
 template <int R, int B>
 SIMD void float_tile(const float* a, int64_t k, const float* weight, int64_t stride, const float* bias, float* out,
-                     int64_t n) {
+                     int64_t n, int left = 16) {
     F16 y[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) y[r][b] = load_f(bias + b * 16);
@@ -81,15 +82,29 @@ SIMD void float_tile(const float* a, int64_t k, const float* weight, int64_t str
             for (int b = 0; b < B; b++) y[r][b] = mul_add(broadcast_f(a[r * k + i]), w[b], y[r][b]);
     }
     for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) store_f(out + r * n + b * 16, y[r][b]);
+        for (int b = 0; b < B; b++)
+            B == 1 && left < 16 ? store_f(out + r * n, y[r][b], left) : store_f(out + r * n + b * 16, y[r][b]);
 }
 
-// The last block of channels may be partly padding.
-SIMD void float_row_end(const float* a, int64_t k, const float* weight, int64_t stride, const float* bias, float* out,
-                        int64_t left) {
-    F16 y = load_f(bias);
-    for (int64_t i = 0; i < k; i++) y = mul_add(broadcast_f(a[i]), load_f(weight + i * stride), y);
-    store_f(out, y, (int)left);
+// Float product of `rows` rows of k values and a weight (k, n padded).
+void float_product(const float* a, int64_t rows, int64_t k, const float* weight, const float* bias, float* out, int64_t n) {
+    const int64_t stride = blocks_of(n) * 16;
+    int64_t c = 0;
+    for (; c + TILE_BLOCKS * 16 <= n; c += TILE_BLOCKS * 16) {
+        int64_t row = 0;
+        for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
+            float_tile<TILE_ROWS, TILE_BLOCKS>(a + row * k, k, weight + c, stride, bias + c, out + row * n + c, n);
+        for (; row < rows; row++)
+            float_tile<1, TILE_BLOCKS>(a + row * k, k, weight + c, stride, bias + c, out + row * n + c, n);
+    }
+    for (; c < n; c += 16) {
+        const int left = n - c < 16 ? (int)(n - c) : 16;
+        int64_t row = 0;
+        for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
+            float_tile<TILE_ROWS, 1>(a + row * k, k, weight + c, stride, bias + c, out + row * n + c, n, left);
+        for (; row < rows; row++)
+            float_tile<1, 1>(a + row * k, k, weight + c, stride, bias + c, out + row * n + c, n, left);
+    }
 }
 
 void embed(const EmbedArgs* args, int64_t begin, int64_t end, Worker* worker) {
@@ -110,22 +125,7 @@ void embed(const EmbedArgs* args, int64_t begin, int64_t end, Worker* worker) {
                     patch[dx] = inside && dx < across ? args->images[line * args->width + x + dx] : 0.0f;
             }
     }
-    const int64_t stride = blocks_of(n) * 16;
-    float* out = args->out + begin * n;
-    int64_t c = 0;
-    for (; c + TILE_BLOCKS * 16 <= n; c += TILE_BLOCKS * 16) {
-        int64_t row = 0;
-        for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
-            float_tile<TILE_ROWS, TILE_BLOCKS>(scratch.patches + row * k, k, args->weight + c, stride, args->bias + c,
-                                               out + row * n + c, n);
-        for (; row < rows; row++)
-            float_tile<1, TILE_BLOCKS>(scratch.patches + row * k, k, args->weight + c, stride, args->bias + c,
-                                       out + row * n + c, n);
-    }
-    for (; c < n; c += 16)
-        for (int64_t row = 0; row < rows; row++)
-            float_row_end(scratch.patches + row * k, k, args->weight + c, stride, args->bias + c, out + row * n + c,
-                          n - c < 16 ? n - c : 16);
+    float_product(scratch.patches, rows, k, args->weight, args->bias, args->out + begin * n, n);
     timer.lap(PHASE_EMBED);
 }
 

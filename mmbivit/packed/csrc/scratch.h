@@ -221,20 +221,11 @@ struct ResidualMlpScratch : ResidualMixScratch {
     }
 };
 
-// The rows of a map that a band of output rows takes, with the padding on their sides.
-inline int64_t conv_input_rows(const ConvArgs* args) {
-    return (args->band - 1) * args->stride_height + (args->kernel_height - 1) * args->dilation_height + 1;
-}
-
 struct ConvScratch : Scratch {
-    int64_t row_words;  // of a row of the map
-    uint32_t *padding, *bits;
+    float* row;  // of the output, where a predictor follows
 
     ConvScratch(const ConvArgs* args, uint32_t* memory) : Scratch(memory) {
-        const int64_t words = words_of(args->channels);
-        row_words = (args->width + 2 * args->padding_width) * words;
-        padding = take(words);
-        bits = take(conv_input_rows(args) * row_words);
+        row = take_array<float>(args->predictor ? args->out_width * args->n : 0);
     }
 };
 

@@ -57,6 +57,7 @@ SIMD F16 mul_add(F16 x, F16 y, F16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), 
 SIMD F16 add_f(F16 x, F16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 SIMD F16 sub_f(F16 x, F16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 SIMD F16 mul_f(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+SIMD F16 div_f(F16 x, F16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 SIMD F16 max_f(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 SIMD F16 min_f(F16 x, F16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 SIMD float max_lane(F16 x) {

@@ -32,6 +32,7 @@ SIMD F16 mul_add(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
 SIMD F16 add_f(F16 a, F16 b) { return _mm512_add_ps(a, b); }
 SIMD F16 sub_f(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 SIMD F16 mul_f(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
+SIMD F16 div_f(F16 a, F16 b) { return _mm512_div_ps(a, b); }
 SIMD F16 max_f(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 SIMD F16 min_f(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 SIMD float max_lane(F16 a) { return _mm512_reduce_max_ps(a); }

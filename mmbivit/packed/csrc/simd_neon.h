@@ -49,6 +49,7 @@ SIMD F16 mul_add(F16 a, F16 b, F16 c) { QUADS a.v[i] = vfmaq_f32(c.v[i], a.v[i],
 SIMD F16 add_f(F16 a, F16 b) { QUADS a.v[i] = vaddq_f32(a.v[i], b.v[i]); return a; }
 SIMD F16 sub_f(F16 a, F16 b) { QUADS a.v[i] = vsubq_f32(a.v[i], b.v[i]); return a; }
 SIMD F16 mul_f(F16 a, F16 b) { QUADS a.v[i] = vmulq_f32(a.v[i], b.v[i]); return a; }
+SIMD F16 div_f(F16 a, F16 b) { QUADS a.v[i] = vdivq_f32(a.v[i], b.v[i]); return a; }
 SIMD F16 max_f(F16 a, F16 b) { QUADS a.v[i] = vmaxq_f32(a.v[i], b.v[i]); return a; }
 SIMD F16 min_f(F16 a, F16 b) { QUADS a.v[i] = vminq_f32(a.v[i], b.v[i]); return a; }
 SIMD float max_lane(F16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3]))); }

@@ -34,6 +34,7 @@ SIMD F16 mul_add(F16 a, F16 b, F16 c) { LANES a.v[i] = a.v[i] * b.v[i] + c.v[i];
 SIMD F16 add_f(F16 a, F16 b) { LANES a.v[i] += b.v[i]; return a; }
 SIMD F16 sub_f(F16 a, F16 b) { LANES a.v[i] -= b.v[i]; return a; }
 SIMD F16 mul_f(F16 a, F16 b) { LANES a.v[i] *= b.v[i]; return a; }
+SIMD F16 div_f(F16 a, F16 b) { LANES a.v[i] /= b.v[i]; return a; }
 SIMD F16 max_f(F16 a, F16 b) { LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 SIMD F16 min_f(F16 a, F16 b) { LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
 SIMD float max_lane(F16 a) { float r = a.v[0]; LANES r = a.v[i] > r ? a.v[i] : r; return r; }
