@@ -147,6 +147,8 @@ def find_class(name: Any, key: str) -> type | None:
     # mmdet may only be imported once mmbivit has put the stand-in for mmcv's operators in place.
     from mmdet import registry
 
+    from mmbivit.models import detection  # noqa: F401  it registers ours
+
     of_task = _TASK_KEY.search(key)
     found = _registered(name, registry.TASK_UTILS if of_task else registry.MODELS)
     if found is None or not _is_allowed(found, _TASK_MODULES if of_task else _MODEL_MODULES):

@@ -5,14 +5,23 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.files import check_writable
-from mmbivit_benchmarks.packed import DETECTION, NETWORKS, RUNTIMES, make_report, run_benchmark
+from mmbivit_benchmarks.packed import (
+    DETECTION,
+    NETWORKS,
+    RUNTIMES,
+    make_detector_report,
+    make_report,
+    run_benchmark,
+    run_detector_benchmark,
+)
 
 SIZES = [(1, 224, 224), (8, 224, 224), DETECTION]
 WIDTH = 132  # of tables, also in a pipe
@@ -41,6 +50,11 @@ def parse_args() -> argparse.Namespace:
         choices=NETWORKS,
         default="swin_t",
         help="the Swin-T of detectors (default), or the DeiT-S of classifiers",
+    )
+    parser.add_argument(
+        "--detector",
+        action="store_true",
+        help="a whole Mask R-CNN Swin-T instead, part by part: float, packed backbone, packed whole (10 minutes)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every runtime (default: torch's)")
     parser.add_argument(
@@ -75,23 +89,38 @@ def main() -> None:
             if file:
                 check_writable(option, file)  # now, not after ten minutes
                 file.parent.mkdir(parents=True, exist_ok=True)
+        threads = torch.get_num_threads() if args.threads is None else args.threads
+        repeats = (5 if args.quick else 20) if args.repeats is None else args.repeats
+
+        def say(text: str) -> None:
+            progress.print(f"{time.perf_counter() - start:4.0f} s  {text}")
+
+        if args.detector:
+            shape = DETECTION if args.sizes is None else args.sizes[0]
+            results = run_detector_benchmark(shape, max(1, repeats // 2), threads, say=say)
+            write(results, make_detector_report(results), args)
+            return
         results = run_benchmark(
             sizes,
             args.runtimes or (quick_runtimes if args.quick else list(RUNTIMES)),
-            (5 if args.quick else 20) if args.repeats is None else args.repeats,
-            torch.get_num_threads() if args.threads is None else args.threads,
+            repeats,
+            threads,
             memory_shape=None if args.quick or DETECTION not in sizes else DETECTION,
             network=args.network,
             left_out=left_out,
-            say=lambda text: progress.print(f"{time.perf_counter() - start:4.0f} s  {text}"),
+            say=say,
         )
-        if args.json:
-            args.json.write_text(json.dumps(results))
-        tables = make_report(results)
-        Console(width=WIDTH, markup=False, highlight=False).print(tables)
-        if args.out:
-            with args.out.open("w") as file:
-                Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
+        write(results, make_report(results), args)
+
+
+def write(results: dict[str, Any], tables: RenderableType, args: argparse.Namespace) -> None:
+    """Print the tables, and write what the options ask for."""
+    if args.json:
+        args.json.write_text(json.dumps(results))
+    Console(width=WIDTH, markup=False, highlight=False).print(tables)
+    if args.out:
+        with args.out.open("w") as file:
+            Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
 
 
 if __name__ == "__main__":

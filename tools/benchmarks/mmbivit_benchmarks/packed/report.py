@@ -12,7 +12,7 @@ from rich.table import Table
 from .networks import NETWORKS
 from .timing import geometric_mean
 
-__all__ = ["GOALS", "Goal", "fastest_float", "make_report", "verdict"]
+__all__ = ["GOALS", "Goal", "fastest_float", "machine_table", "make_report", "make_table", "verdict", "verdict_table"]
 
 Results = dict[str, Any]
 MB = 1e6
@@ -160,7 +160,7 @@ OTHER_GOALS = {
 
 def make_report(results: Results) -> Group:
     """Make the tables that the tool prints, of what :func:`run_benchmark` returns."""
-    parts: list[Table | str] = [_machine(results["machine"])]
+    parts: list[Table | str] = [machine_table(results["machine"])]
     parts += [
         _times(NETWORKS[results.get("network", "swin_t")][0], size, rows) for size, rows in results["sizes"].items()
     ]
@@ -188,7 +188,8 @@ MEMORY_NOTE = (
 BREAKDOWN_NOTE = "Time of a kernel's phase: summed over threads, divided by their number.\n"
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def make_table(title: str, *columns: str, left: int = 1) -> Table:
+    """Make a table with a title, whose columns are numbers but for the first ones."""
     table = Table(*columns, title=title, title_justify="left", title_style="bold", box=ASCII2)
     for i, column in enumerate(table.columns):
         column.justify = "left" if i < left else "right"
@@ -197,8 +198,9 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
-def _machine(facts: dict[str, str]) -> Table:
-    table = _table("Machine", "", "", left=2)
+def machine_table(facts: dict[str, str]) -> Table:
+    """Show what the numbers depend on."""
+    table = make_table("Machine", "", "", left=2)
     table.show_header = False
     for key, value in facts.items():
         table.add_row(key, value)
@@ -211,7 +213,7 @@ def _ratio(value: float | None) -> str:
 
 def _times(title: str, size: str, rows: dict[str, dict]) -> Table:
     names = ("runtime", "computes in", "ms, median", "25 % to 75 %", "vs packed", "vs float", "outputs")
-    table = _table(f"{title}, {size}", *names, left=2)
+    table = make_table(f"{title}, {size}", *names, left=2)
     table.columns[-1].justify = "left"
     packed, fastest = median(rows.get("packed", {})), fastest_float(rows)
     for row in rows.values():
@@ -233,7 +235,7 @@ def _times(title: str, size: str, rows: dict[str, dict]) -> Table:
 
 
 def _files(sizes: dict[str, dict]) -> Table:
-    table = _table("Files of the network", "runtime", "computes in", "MB", "of torch's", left=2)
+    table = make_table("Files of the network", "runtime", "computes in", "MB", "of torch's", left=2)
     rows = next(iter(sizes.values()), {})
     floats = rows.get("torch", {}).get("bytes")
     for row in rows.values():
@@ -245,7 +247,7 @@ def _files(sizes: dict[str, dict]) -> Table:
 
 def _memory(size: str, rows: dict[str, dict]) -> Table:
     names = ("runtime", "network + inference, MB", "of torch's", "inference, MB", "of torch's", "")
-    table = _table(f"Peak memory, {size}", *names)
+    table = make_table(f"Peak memory, {size}", *names)
     table.columns[-1].justify = "left"
     for row in rows.values():
         if "problem" in row:
@@ -261,7 +263,7 @@ def _memory(size: str, rows: dict[str, dict]) -> Table:
 
 def _products(rows: list[dict] | str) -> Table:
     names = ("layer (first of its shape)", "M", "K", "N", "torch float32, ms", "packed, ms", "ratio")
-    table = _table("Matrix products, 1 x 224 x 224: float32 in, signs and packing included, float32 out", *names)
+    table = make_table("Matrix products, 1 x 224 x 224: float32 in, signs and packing included, float32 out", *names)
     if isinstance(rows, str):
         table.add_row(rows)
         return table
@@ -280,7 +282,7 @@ def _products(rows: list[dict] | str) -> Table:
 
 
 def _breakdown(size: str, phases: dict[str, float] | str) -> Table:
-    table = _table(f"Where the packed time goes, {size}", "phase", "ms", "%")
+    table = make_table(f"Where the packed time goes, {size}", "phase", "ms", "%")
     if isinstance(phases, str):
         table.add_row(phases)
         return table
@@ -294,10 +296,15 @@ def _breakdown(size: str, phases: dict[str, float] | str) -> Table:
 
 def verdict(results: Results) -> Table:
     """Compare with the goals of the network."""
-    table = _table("What packed inference must reach", "goal", "must", "aim", "reached", "is", "")
+    return verdict_table(OTHER_GOALS.get(results.get("network"), GOALS), results)
+
+
+def verdict_table(goals: Sequence[Goal], results: Results) -> Table:
+    """Compare what was measured with goals."""
+    table = make_table("What packed inference must reach", "goal", "must", "aim", "reached", "is", "")
     for column in table.columns[-2:]:
         column.justify = "left"
-    for goal in OTHER_GOALS.get(results.get("network"), GOALS):
+    for goal in goals:
         value = goal.reached(results)
         number = "" if value is None else f"{value:.2f}{goal.unit}"
         table.add_row(

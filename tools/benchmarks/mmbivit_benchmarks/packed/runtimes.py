@@ -22,7 +22,19 @@ from torch import Tensor
 from mmbivit.models import Backbone
 from mmbivit.registry import MODELS
 
-__all__ = ["RUNTIMES", "Network", "Run", "Runtime", "Unavailable", "reason"]
+__all__ = [
+    "ONNX_NEEDS",
+    "OPENVINO_NEEDS",
+    "RUNTIMES",
+    "Network",
+    "Run",
+    "Runtime",
+    "Unavailable",
+    "export_module",
+    "reason",
+    "start_onnxruntime",
+    "start_openvino",
+]
 
 Run = Callable[[], Sequence[Tensor]]
 CALIBRATION_BATCHES = 2
@@ -124,6 +136,12 @@ def export_onnx(network: Network, images: Tensor, folder: Path) -> Path:
     return file
 
 
+def export_module(module: torch.nn.Module, inputs: Sequence[Tensor], file: Path) -> None:
+    """Write any module for inputs of these shapes as one ONNX file."""
+    with _quiet():
+        torch.onnx.export(module, tuple(inputs), file, dynamo=True, external_data=False, verbose=False)
+
+
 def export_onnx_dynamic(network: Network, images: Tensor, folder: Path) -> Path:
     """Quantize weights to 8 bits beforehand, and the inputs of every product at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -175,8 +193,8 @@ def _prepared(network: Network, images: Tensor, folder: Path) -> Path:
     return file
 
 
-def start_onnxruntime(file: Path, images: Tensor, threads: int) -> Run:
-    """ONNX Runtime with all graph optimisations."""
+def start_onnxruntime(file: Path, images: Tensor | Sequence[Tensor], threads: int) -> Run:
+    """ONNX Runtime with all graph optimisations; of one input or several."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -185,11 +203,12 @@ def start_onnxruntime(file: Path, images: Tensor, threads: int) -> Run:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    inputs = {session.get_inputs()[0].name: images.numpy()}
+    given = [images] if isinstance(images, Tensor) else images
+    inputs = {node.name: x.numpy() for node, x in zip(session.get_inputs(), given, strict=True)}
     return lambda: [torch.from_numpy(output) for output in session.run(None, inputs)]
 
 
-def start_openvino(precision: str | None, file: Path, images: Tensor, threads: int) -> Run:
+def start_openvino(precision: str | None, file: Path, images: Tensor | Sequence[Tensor], threads: int) -> Run:
     """OpenVINO for one request at a time, input and outputs shared, not copied; ``precision`` of all that is float."""
     import openvino
 
@@ -201,7 +220,8 @@ def start_openvino(precision: str | None, file: Path, images: Tensor, threads: i
         settings["INFERENCE_PRECISION_HINT"] = precision
     with _kept_signal_stack():
         request = core.compile_model(file, "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
+    for i, x in enumerate([images] if isinstance(images, Tensor) else images):
+        request.set_input_tensor(i, openvino.Tensor(x.numpy(), shared_memory=True))
     return lambda: [torch.from_numpy(value) for value in request.infer(share_outputs=True).values()]
 
 
@@ -254,18 +274,18 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-_ORT = ("onnx", "onnxscript", "onnxruntime")
-_OPENVINO = ("onnx", "onnxscript", "openvino")
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+OPENVINO_NEEDS = ("onnx", "onnxscript", "openvino")
 RUNTIMES = {
     "torch": Runtime("torch eager", "float32", export_torch, start_torch),
     "compile": Runtime("torch.compile", "float32", export_torch, start_compiled),
-    "onnxruntime": Runtime("ONNX Runtime", "float32", export_onnx, start_onnxruntime, _ORT),
-    "openvino": Runtime("OpenVINO", "float32", export_onnx, partial(start_openvino, "f32"), _OPENVINO),
-    "openvino-bf16": Runtime("OpenVINO bf16", "bfloat16", export_onnx, partial(start_openvino, "bf16"), _OPENVINO),
-    "onnxruntime-int8": Runtime("ONNX Runtime int8", "int8", export_onnx_dynamic, start_onnxruntime, _ORT),
+    "onnxruntime": Runtime("ONNX Runtime", "float32", export_onnx, start_onnxruntime, ONNX_NEEDS),
+    "openvino": Runtime("OpenVINO", "float32", export_onnx, partial(start_openvino, "f32"), OPENVINO_NEEDS),
+    "openvino-bf16": Runtime("OpenVINO bf16", "bfloat16", export_onnx, partial(start_openvino, "bf16"), OPENVINO_NEEDS),
+    "onnxruntime-int8": Runtime("ONNX Runtime int8", "int8", export_onnx_dynamic, start_onnxruntime, ONNX_NEEDS),
     # What is 8-bit is in the file; for the rest OpenVINO takes what it likes, bfloat16 where the CPU has it.
     "openvino-int8": Runtime(
-        "OpenVINO int8", "int8", export_onnx_static, partial(start_openvino, None), (*_OPENVINO, "onnxruntime")
+        "OpenVINO int8", "int8", export_onnx_static, partial(start_openvino, None), (*OPENVINO_NEEDS, "onnxruntime")
     ),
     "simulated": Runtime("simulated binary", "1 bit", export_torch, start_torch, binary=True),
     "packed": Runtime("packed", "1 bit", export_packed, start_packed, binary=True),
