@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmbivit import get_config
 from mmbivit.deploy import load, pack, save
@@ -101,6 +102,24 @@ def test_float_parts_by_native_kernels_equal_mmdets(levels):
         expected = [head(features), head(features[:0])]
         native.use_native(own := torch.nn.ModuleList([head]))
         close([own[0](features), own[0](features[:0])], expected)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_masks_are_pasted_as_mmdet_does(rescale, class_agnostic):
+    from mmbivit.models.detection import native
+
+    head = build(dict(type="mmdet.FCNMaskHead", num_classes=3, class_agnostic=class_agnostic, num_convs=1)).eval()
+    corner = torch.rand(9, 2) * 50 - 5
+    boxes = torch.cat([corner, corner + 40 * torch.rand(9, 2)], dim=1)
+    boxes[0, 2:] = boxes[0, :2]
+    logits, labels = torch.randn(9, 1 if class_agnostic else 3, 28, 28), torch.randint(0, 3, (9,))
+    meta, cfg = dict(ori_shape=(50, 61), scale_factor=(1.3, 0.9)), Config(dict(mask_thr_binary=0.5))
+    arguments = labels, meta, cfg, rescale
+    expected = head._predict_by_feat_single(logits, first := boxes.clone(), *arguments)
+    native.use_native(own := torch.nn.ModuleList([head]))
+    actual = own[0]._predict_by_feat_single(logits, second := boxes.clone(), *arguments)
+    assert torch.equal(actual, expected) and torch.equal(first, second) and expected.any()
 
 
 def detect(model, size=(96, 128)):

@@ -14,7 +14,7 @@ from mmbivit.binary import BinaryConvTranspose2d
 from mmbivit.checks import UserError, check_integer
 from mmbivit.registry import MODELS
 
-from .native import masks_can_be_native, native_masks
+from .native import NativeMasks
 from .part import BinaryPart, Settings, binarize_conv_module, over_levels
 
 __all__ = ["BinaryConvFCBBoxHead", "BinaryFCNMaskHead", "BinaryRPNHead", "BinaryRetinaHead"]
@@ -203,7 +203,7 @@ class BinaryConvFCBBoxHead(BinaryPart, ConvFCBBoxHead):
 
 
 @MODELS.register_module()
-class BinaryFCNMaskHead(BinaryPart, FCNMaskHead):
+class BinaryFCNMaskHead(BinaryPart, NativeMasks, FCNMaskHead):
     """MMDetection's mask head with binary 3 x 3 convolutions: ``RPReLU(BN(conv(Sign(x - gamma))) + x)``.
 
     The transposed convolution stays float unless ``binary.upsample``, the last layer unless ``binary.predictor``.
@@ -230,10 +230,6 @@ class BinaryFCNMaskHead(BinaryPart, FCNMaskHead):
         if "predictor" in settings.also:
             self.conv_logits = settings.last(self.conv_logits)
         self._finish_binary()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict masks of regions."""
-        return native_masks(self, x) if masks_can_be_native(self, x) else super().forward(x)
 
 
 def _binary_upsampling(upsample: nn.Module, settings: Settings) -> BinaryConvTranspose2d:

@@ -1,14 +1,18 @@
 """What MMDetection computes in float around binary layers, by kernels of ours: for inference on the CPU."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
 from mmcv.ops import RoIAlign
 from mmdet.models.necks import FPN
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,12 +21,11 @@ from mmbivit.packed import detection_operators  # noqa: F401  it registers torch
 __all__ = [
     "NativeFPN",
     "NativeMaskHead",
+    "NativeMasks",
     "NativeRoIExtractor",
     "PointwiseConv2d",
     "UpsamplingConv2d",
     "can_be_native",
-    "masks_can_be_native",
-    "native_masks",
     "native_pyramid",
     "use_native",
 ]
@@ -92,35 +95,59 @@ def _apply_(module: ConvModule, x: Tensor) -> Tensor:
     return module(x)
 
 
-class NativeMaskHead(FCNMaskHead):
-    """MMDetection's ``FCNMaskHead`` that enlarges few regions at a time, for inference on the CPU.
-
-    Shape: as of ``mmdet.FCNMaskHead``.
-    """
+class NativeMasks:
+    """Mixin of ``mmdet.FCNMaskHead``, before it: enlarges few regions at a time, for inference on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict masks of regions ``(N, C, h, w)``."""
-        return native_masks(self, x) if masks_can_be_native(self, x) else super().forward(x)
+        """Predict masks of regions: ``(N, C, h, w) -> (N, classes, h * stride, w * stride)``."""
+        layers = type(self.upsample) is UpsamplingConv2d and type(self.conv_logits) is PointwiseConv2d
+        if not layers or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(x)
+        for i, conv in enumerate(self.convs):
+            x = _apply_(conv, x) if i else conv(x)
+        (high, wide), predictor = self.upsample.kernel_size, self.conv_logits
+        weight, bias = self.upsample.product()
+        masks = x.new_empty(len(x), predictor.out_channels, x.shape[2] * high, x.shape[3] * wide)
+        # What is enlarged stays in the cache.
+        for rows, out in zip(x.permute(0, 2, 3, 1).split(8), masks.split(8), strict=True):
+            hidden = F.linear(rows, weight, bias).relu_().unflatten(-1, (high, wide, -1))
+            logits = F.linear(hidden, predictor.weight.flatten(1), predictor.bias)  # (n, h, w, high, wide, classes)
+            out.copy_(logits.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3))
+        return masks
+
+    def _predict_by_feat_single(
+        self,
+        mask_preds: Tensor,
+        bboxes: Tensor,
+        labels: Tensor,
+        img_meta: dict[str, Any],
+        rcnn_test_cfg: ConfigDict,
+        rescale: bool = False,
+        activate_map: bool = False,
+    ) -> Tensor:
+        """Paste masks into an image: booleans ``(N, height, width)``, in memory that is only used below the boxes."""
+        arguments = mask_preds, bboxes, labels, img_meta, rcnn_test_cfg, rescale, activate_map
+        if type(self.conv_logits) is not PointwiseConv2d or bboxes.device.type != "cpu" or activate_map:
+            return super()._predict_by_feat_single(*arguments)
+        threshold = rcnn_test_cfg.mask_thr_binary
+        if threshold < 0:  # for gray masks
+            return super()._predict_by_feat_single(*arguments)
+        size, scale = img_meta["ori_shape"][:2], img_meta["scale_factor"]
+        if rescale:
+            bboxes /= bboxes.new_tensor([*scale, *scale])
+        else:
+            size = round(size[0] * scale[1]), round(size[1] * scale[0])
+        own = torch.zeros_like(labels) if self.class_agnostic else labels
+        probabilities = mask_preds[torch.arange(len(labels)), own][:, None].sigmoid()
+        masks = torch.from_numpy(np.zeros((len(labels), *size), dtype=bool))
+        for i in range(len(labels)):
+            pasted, place = _do_paste_mask(probabilities[i : i + 1], bboxes[i : i + 1], *size, skip_empty=True)
+            masks[i][place] = pasted[0] >= threshold
+        return masks
 
 
-def masks_can_be_native(head: FCNMaskHead, x: Tensor) -> bool:
-    """Whether :func:`native_masks` computes what a mask head does; not in training."""
-    layers = type(head.upsample) is UpsamplingConv2d and type(head.conv_logits) is PointwiseConv2d
-    return layers and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-
-
-def native_masks(head: FCNMaskHead, x: Tensor, regions: int = 8) -> Tensor:
-    """Compute a mask head with a transposed convolution, for so many regions at a time, which a cache holds."""
-    for i, conv in enumerate(head.convs):
-        x = _apply_(conv, x) if i else conv(x)
-    (high, wide), predictor = head.upsample.kernel_size, head.conv_logits
-    weight, bias = head.upsample.product()
-    masks = x.new_empty(len(x), predictor.out_channels, x.shape[2] * high, x.shape[3] * wide)
-    for rows, out in zip(x.permute(0, 2, 3, 1).split(regions), masks.split(regions), strict=True):
-        hidden = F.linear(rows, weight, bias).relu_().unflatten(-1, (high, wide, -1))
-        logits = F.linear(hidden, predictor.weight.flatten(1), predictor.bias)  # (n, h, w, high, wide, classes)
-        out.copy_(logits.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3))
-    return masks
+class NativeMaskHead(NativeMasks, FCNMaskHead):
+    """MMDetection's ``FCNMaskHead`` with :class:`NativeMasks`."""
 
 
 class NativeRoIExtractor(SingleRoIExtractor):
@@ -162,6 +189,8 @@ def use_native(part: nn.Module) -> None:
             module.__class__ = NativeRoIExtractor
         elif type(module) is FPN:
             module.__class__ = NativeFPN
+        elif hasattr(module, "is_native"):
+            module.is_native = True
         elif type(module) is FCNMaskHead:
             module.__class__ = NativeMaskHead
         elif type(module) in (nn.Conv2d, wrappers.Conv2d) and _is_pointwise(module):

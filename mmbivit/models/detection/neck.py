@@ -31,6 +31,8 @@ class BinaryFPN(BinaryPart, FPN):
         ValueError: for an impossible setting of ``binary``.
     """
 
+    is_native = False  # a packed one is
+
     def __init__(self, *args, binary: Mapping[str, Any] | None = None, **options):
         super().__init__(*args, **options)
         settings = self._read("neck", binary, ("laterals",))
@@ -42,4 +44,5 @@ class BinaryFPN(BinaryPart, FPN):
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Make the levels of the pyramid."""
-        return native_pyramid(self, inputs) if can_be_native(self, inputs) else super().forward(inputs)
+        native = self.is_native and can_be_native(self, inputs)
+        return native_pyramid(self, inputs) if native else super().forward(inputs)
