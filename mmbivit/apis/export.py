@@ -120,7 +120,7 @@ def export_table(export: Export) -> Table:
     table = Table("MB", "float32", "packed", "smaller by", "layers on bits", "in float")
     for part in export.parts:
         layers = ("all", "") if part.packed_layers is None else (f"{part.packed_layers}", f"{part.float_layers}")
-        table.add_row(*_size_row(part.name, part.float_bytes, part.packed_bytes), *layers)
+        table.add_row(*_size_row(part.name.removeprefix("roi_head."), part.float_bytes, part.packed_bytes), *layers)
     whole = export.float_bytes if len(export.parts) > 1 else export.float_backbone_bytes
     table.add_row(*_size_row("file", whole, export.file_bytes))
     for column in table.columns[1:]:

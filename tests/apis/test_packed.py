@@ -72,7 +72,7 @@ def test_export_reports_sizes_and_what_the_file_computes(
     console.print(export_table(whole))
     text = console.file.getvalue()
     assert f"{whole.difference:.1e}" in text
-    assert ("roi_head.mask_head" in text) == (kind == "detector")
+    assert ("mask_head" in text) == (kind == "detector")
 
 
 def test_backbone_only_file_is_the_backbone(configs, detector, tmp_path):
