@@ -135,10 +135,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     dtype = _compute_dtype(boxes)
     # With x2 + 1 and y2 + 1 every side, and every overlap, is that of `offset`: IoU over corners cannot tell.
     boxes = boxes.to(dtype) + boxes.new_tensor([0, 0, offset, offset], dtype=dtype)
-    if boxes.device.type == "cpu" and dtype == torch.float32:
-        from mmbivit.packed import detection_operators  # noqa: F401  it registers torch.ops.mmbivit.nms
-
-        return torch.ops.mmbivit.nms(boxes.detach().contiguous(), scores.detach().to(dtype).contiguous(), iou_threshold)
+    kernel = getattr(torch.ops.mmbivit, "nms", None)  # registered by mmbivit.packed, which MM's users have imported
+    if kernel is not None and boxes.device.type == "cpu" and dtype == torch.float32:
+        return kernel(boxes.detach().contiguous(), scores.detach().to(dtype).contiguous(), iou_threshold)
     from torchvision.ops import nms as torchvision_nms
 
     return torchvision_nms(boxes, scores.to(dtype), iou_threshold)
