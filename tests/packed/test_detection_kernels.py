@@ -90,8 +90,9 @@ def test_packed_convolutions_equal_the_simulated_ones(path, out_channels, norm, 
     assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_levels_other_than_signs_are_folded(path):
-    layer = BinaryConv2d(16, 8, 3, padding=1, input_quantizer=ElasticBinary(16))
+@pytest.mark.parametrize("options", [{}, dict(like_float=True), dict(like_float=True, norm=True)])
+def test_levels_other_than_signs_are_folded(path, options):
+    layer = BinaryConv2d(16, 8, 3, padding=1, input_quantizer=ElasticBinary(16), **options)
     x = torch.randn(2, 16, 6, 7).abs()
     layer = started(layer, x)
     with torch.no_grad():

@@ -93,7 +93,9 @@ def _fold(layer: BinaryLayer) -> tuple[Tensor, Tensor, Tensor]:
     if layer.like_float:
         unit = layer.input_scale.value.detach().double()
         threshold = threshold * unit
-        scale = scale if layer.norm is not None else scale * unit
+        if layer.norm is None:  # which would make up for the unit
+            own = 0 if layer.bias is None else layer.bias.detach().double()
+            scale, bias = scale * unit, own + (bias - own) * unit
     gain, shift = norm_affine(layer.norm, len(scale))
     return threshold, signs, torch.stack([gain * scale, gain * bias + shift])
 
