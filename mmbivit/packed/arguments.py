@@ -153,11 +153,13 @@ def check_selection(selection: str, step: Tensor, limit: Tensor, heads: int, hea
 def large_windows(x: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> Tensor | None:
     """Make room ``(windows, blocks, rows, 16)`` for the hidden layer of large windows; ``None`` where they are small.
 
-    Where windows are so large that whole ones are too few to share out, threads share their channels.
+    Where windows are so large that whole ones are too few to share out, or fewer than threads, threads share their
+    channels.
     """
-    if layout.tokens <= FEW_TOKENS:
+    windows = len(x) * layout.windows
+    if layout.tokens <= FEW_TOKENS and windows >= torch.get_num_threads():
         return None
-    return x.new_empty((len(x) * layout.windows, num_blocks(x.shape[2]), rows, LANES), dtype=dtype)
+    return x.new_empty((windows, num_blocks(x.shape[2]), rows, LANES), dtype=dtype)
 
 
 def native_path(x: Tensor, addresses: Sequence[int | None]) -> int | None:

@@ -9,11 +9,14 @@ In a forked process the kernels run on one thread: OpenMP would wait there for t
 import ctypes
 import importlib.machinery
 import os
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +64,7 @@ MlpArgs = _struct(
 )
 
 EmbedArgs = _struct("EmbedArgs", "images weight bias out", "batch in_channels height width patch channels")
-MapArgs = _struct("MapArgs", "x gain shift out", "batch tokens channels")
+MapArgs = _struct("MapArgs", "x gain shift out", "rows channels")
 
 
 def _layers(*names: str) -> str:
@@ -103,6 +106,8 @@ ARGS = (
     *(ConvArgs, RoiAlignArgs, UpsampleArgs, NmsArgs),
 )
 
+Recorder = TypeVar("Recorder", bound=Callable[[ctypes.Structure, tuple[Tensor, ...]], None])
+
 
 def _is_of_this_version(library: ctypes.CDLL) -> bool:
     """Whether a library takes the structs of this module, as it does where both were installed together."""
@@ -124,6 +129,7 @@ class Kernels:
                 if self.library.mmbivit_path_runs(i):
                     self.paths[self.library.mmbivit_path_name(i).decode()] = i
         self.seconds: ctypes.Array | None = None
+        self.recording = threading.local()
         self.warned = False
         self.path = next(iter(self.paths), REFERENCE)
         if wanted := os.environ.get(PATH_VARIABLE):
@@ -145,6 +151,7 @@ class Kernels:
                 warnings.warn(f"{file.name} is of another version of mmbivit: install mmbivit again", stacklevel=2)
                 return None
             library.mmbivit_path_name.restype = ctypes.c_char_p
+            library.mmbivit_run.restype = ctypes.c_int64
             return library
         return None
 
@@ -168,11 +175,34 @@ class Kernels:
             )
         return self.paths.get(self.path)
 
-    def call(self, name: str, path: int, args: ctypes.Structure) -> None:
+    @property
+    def threads(self) -> ctypes.c_int:
+        return ctypes.c_int(torch.get_num_threads() if os.getpid() == self.process else 1)
+
+    def call(self, name: str, path: int, args: ctypes.Structure, *made: Tensor) -> None:
+        """Call a kernel; ``made`` is the memory among its arguments that was made for this call."""
         function = getattr(self.library, f"mmbivit_{name}")
-        threads = torch.get_num_threads() if os.getpid() == self.process else 1
-        if function(ctypes.byref(args), path, ctypes.c_int(threads), self.seconds):
+        if function(ctypes.byref(args), path, self.threads, self.seconds):
             raise MemoryError(f"mmbivit.{name}: no memory for the threads' work space")
+        if (recorder := getattr(self.recording, "recorder", None)) is not None:
+            recorder(args, made)
+
+    @contextmanager
+    def record(self, recorder: Recorder) -> Iterator[Recorder]:
+        """Hand all calls of this thread to a recorder as well."""
+        self.recording.recorder = recorder
+        try:
+            yield recorder
+        finally:
+            self.recording.recorder = None
+
+    def run(self, functions: np.ndarray, begins: np.ndarray, words: np.ndarray) -> None:
+        """Make several calls: their numbers among ``ARGS``, and where in ``words`` the arguments of each begin."""
+        arrays = (ctypes.c_void_p(array.ctypes.data) for array in (functions, begins, words))
+        path, calls = self.paths[self.path], len(functions)
+        done = self.library.mmbivit_run(*arrays, ctypes.c_int64(calls), path, self.threads, self.seconds)
+        if done < calls:
+            raise MemoryError(f"mmbivit: no memory for the threads' work space in call {done + 1} of {calls}")
 
 
 KERNELS = Kernels()

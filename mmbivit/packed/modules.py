@@ -331,7 +331,7 @@ class PatchEmbedding(PackedModule):
 
 
 class OutputNorm(PackedModule):
-    """Scale and shift the tokens and lay them out as a feature map.
+    """Scale and shift the tokens; as a feature map, their channels come last in memory (``torch.channels_last``).
 
     Args:
         embed_dims: channels ``C``.

@@ -179,10 +179,15 @@ class PackedNesT(PackedNetwork):
             if stage.pool is not None:
                 x, hw_shape = stage.pool(x, hw_shape)
             x = x + position_embedding(stage.pos_embed, stage.grid, hw_shape)
-            layout = [*hw_shape, config.side, 0, int(config.mask_padding)]
-            for block in stage.blocks:
-                block.attn(x, layout)
-                block.mlp(x, layout)
+            self.planned(self._run, x, i, *hw_shape)
             if i in self.out_indices:
                 outputs.append(getattr(self, f"norm{i}")(x, *hw_shape))
         return tuple(outputs)
+
+    def _run(self, x: Tensor, stage: int, *hw_shape: int) -> tuple[()]:
+        """Compute the blocks of a stage on tokens ``(B, H*W, C)`` in place."""
+        layout = [*hw_shape, self.config.side, 0, int(self.config.mask_padding)]
+        for block in self.stages[stage].blocks:
+            block.attn(x, layout)
+            block.mlp(x, layout)
+        return ()

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from mmbivit.checks import UserError
 
+from .kernels import KERNELS
+from .plan import MOST_VALUES, Part, Plans
+
 __all__ = ["NETWORKS", "PackedConfig", "PackedNetwork", "check_images", "packed_network"]
 
 NETWORKS: dict[str, type["PackedNetwork"]] = {}  # by the name of the class, which packed files hold
@@ -44,6 +47,32 @@ class PackedNetwork(nn.Module):
     def __init__(self, **options: Any):
         super().__init__()
         self.config = self.Config(**options)
+        self._plans: Plans | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": None}  # they hold addresses
+
+    def planned(self, part: Part, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+        """Return ``part(x, *sizes)``, where possible by one native call.
+
+        Args:
+            part: a method that takes tokens ``(B, N, C)``, which it may change in place, and computes by operators of
+                ours alone, whose results it returns. What else computes with tokens there is noticed by its result, if
+                that is handed to one of our operators: then, and where tokens are many, forward hooks are registered,
+                or the kernels do not run, the part runs operator by operator.
+            x: tokens.
+            sizes: further arguments.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or type(x) is not Tensor
+            or not 0 < x.numel() <= MOST_VALUES
+            or KERNELS.path_for(x) is None
+        ):
+            return part(x, *sizes)
+        if self._plans is None or not self._plans.are_valid():
+            self._plans = Plans(self)
+        return self._plans.run(part, x, sizes)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def pack_affine(x: Tensor, affine: Tensor) -> Tensor:
     if (path := native_path(x, args)) is None:
         return reference.pack_affine(x, affine)
     out = x.new_empty(rows, num_words(k), dtype=torch.int32)
-    kernels.KERNELS.call("pack", path, kernels.PackArgs(*args, out.data_ptr(), rows, k))
+    kernels.KERNELS.call("pack", path, kernels.PackArgs(*args, out.data_ptr(), rows, k), out)
     return out
 
 
@@ -84,7 +84,7 @@ def binary_matmul(a: Tensor, weight: Tensor, k: int, n: int) -> Tensor:
     if (path := native_path(a, args)) is None:
         return reference.binary_matmul(a, weight, k, n)
     out = a.new_empty(rows, n)
-    kernels.KERNELS.call("matmul", path, kernels.MatmulArgs(*args, out.data_ptr(), rows, k, n))
+    kernels.KERNELS.call("matmul", path, kernels.MatmulArgs(*args, out.data_ptr(), rows, k, n), out)
     return out
 
 
@@ -114,7 +114,7 @@ def binary_linear(
     if (path := native_path(x, args)) is None:
         return reference.binary_linear(x, in_affine, weight, out_affine, n, rprelu, add)
     out = x.new_empty(rows, n)
-    kernels.KERNELS.call("linear", path, kernels.LinearArgs(*args, out.data_ptr(), rows, k, n))
+    kernels.KERNELS.call("linear", path, kernels.LinearArgs(*args, out.data_ptr(), rows, k, n), out)
     return out
 
 
@@ -133,7 +133,8 @@ def patch_merging(
     if (path := native_path(x, args)) is None:
         return reference.patch_merging(x, in_affine, weight, out_affine, height, width, n)
     out = x.new_empty(batch, -(-height // 2) * -(-width // 2), n)
-    kernels.KERNELS.call("merge", path, kernels.MergeArgs(*args, out.data_ptr(), batch, height, width, channels, n))
+    sizes = batch, height, width, channels, n
+    kernels.KERNELS.call("merge", path, kernels.MergeArgs(*args, out.data_ptr(), *sizes), out)
     return out
 
 
@@ -155,20 +156,19 @@ def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n:
     if (path := native_path(images, args)) is None:
         return reference.patch_embedding(images, weight, bias, patch, n)
     out = _fake_embedding(images, weight, bias, patch, n)
-    kernels.KERNELS.call(
-        "embed", path, kernels.EmbedArgs(*args, out.data_ptr(), batch, channels, height, width, patch, n)
-    )
+    sizes = batch, channels, height, width, patch, n
+    kernels.KERNELS.call("embed", path, kernels.EmbedArgs(*args, out.data_ptr(), *sizes), out)
     return out
 
 
 def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
-    """``gain * x + shift`` as a map: float32 ``(B, height * width, C) -> (B, C, height, width)``."""
+    """``gain * x + shift`` as a map: float32 ``(B, height * width, C) -> (B, C, height, width)``, channels last."""
     batch, _, channels = x.shape
     args = check_tensor("x", x, (batch, height * width, channels)), *check_pair("affine", affine, padded(channels))
     if (path := native_path(x, args)) is None:
         return reference.feature_map(x, affine, height, width)
     out = _fake_map(x, affine, height, width)
-    kernels.KERNELS.call("map", path, kernels.MapArgs(*args, out.data_ptr(), batch, height * width, channels))
+    kernels.KERNELS.call("map", path, kernels.MapArgs(*args, out.data_ptr(), batch * height * width, channels), out)
     return out
 
 
@@ -282,10 +282,9 @@ def dual_branch_mlp_(
         )
         return
     bits = large_windows(x, windows, num_words(si_hidden), torch.int32) if si else None
-    address = None if bits is None else bits.data_ptr()
-    kernels.KERNELS.call(
-        "mlp", path, kernels.MlpArgs(*args, address, batch, *windows.numbers, channels, hidden, si_hidden)
-    )
+    sizes = None if bits is None else bits.data_ptr(), batch, *windows.numbers, channels, hidden, si_hidden
+    made = () if bits is None else (bits,)
+    kernels.KERNELS.call("mlp", path, kernels.MlpArgs(*args, *sizes), *made)
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:
@@ -325,7 +324,7 @@ def _fake_embedding(images: Tensor, weight, bias, patch: int, n: int) -> Tensor:
 
 
 def _fake_map(x: Tensor, affine, height: int, width: int) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[2], height, width)
+    return x.new_empty(x.shape[0], height, width, x.shape[2]).permute(0, 3, 1, 2)
 
 
 register(

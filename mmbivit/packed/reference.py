@@ -230,4 +230,4 @@ def patch_embedding(images: Tensor, weight: Tensor, bias: Tensor, patch: int, n:
 def feature_map(x: Tensor, affine: Tensor, height: int, width: int) -> Tensor:
     """Scale, shift and lay out as maps."""
     gain, shift = affine[:, : x.shape[-1]]
-    return (x * gain + shift).transpose(1, 2).unflatten(2, (height, width)).contiguous()
+    return (x * gain + shift).unflatten(1, (height, width)).permute(0, 3, 1, 2)

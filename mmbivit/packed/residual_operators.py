@@ -67,7 +67,7 @@ def residual_linear(x: Tensor, in_affine: Tensor, layer: Sequence[Tensor], n: in
     if (path := native_path(x, args)) is None:
         return reference.residual_linear(x, in_affine, layer, n)
     out = x.new_empty(rows, n)
-    kernels.KERNELS.call("residual_linear", path, kernels.ResidualLinearArgs(*args, out.data_ptr(), rows, k, n))
+    kernels.KERNELS.call("residual_linear", path, kernels.ResidualLinearArgs(*args, out.data_ptr(), rows, k, n), out)
     return out
 
 
@@ -173,7 +173,8 @@ def residual_mlp_(
         return
     values = large_windows(x, windows, si_hidden, torch.float32) if si else None
     sizes = None if values is None else values.data_ptr(), batch, *windows.numbers, channels, hidden, si_hidden
-    kernels.KERNELS.call("residual_mlp", path, kernels.ResidualMlpArgs(*args, *sizes))
+    made = () if values is None else (values,)
+    kernels.KERNELS.call("residual_mlp", path, kernels.ResidualMlpArgs(*args, *sizes), *made)
 
 
 def _check_si(si: Sequence[Tensor], channels: int, tokens: int, hidden: int) -> list[int]:

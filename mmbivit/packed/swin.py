@@ -195,6 +195,10 @@ class PackedSwinTransformer(PackedNetwork):
         x = self.patch_embed(images.contiguous())
         if self.absolute_pos_embed is not None:
             x = x + position_embedding(self.absolute_pos_embed, self.config.pos_embed_shape, hw_shape)
+        return self.planned(self._run, x, *hw_shape)
+
+    def _run(self, x: Tensor, *hw_shape: int) -> tuple[Tensor, ...]:
+        """Compute all stages of tokens ``(B, H*W, C)``."""
         outputs = []
         for i, stage in enumerate(self.stages):
             for block in stage.blocks:

@@ -154,7 +154,15 @@ class PackedVisionTransformer(PackedNetwork):
         x = x + position_embedding(self.absolute_pos_embed, config.pos_embed_shape, hw_shape)
         if self.extra_embed is not None:
             x = torch.cat([self.extra_embed.expand(len(x), -1, -1), x], dim=1)
-        tokens = x.shape[1]
+        self.planned(self._run, x, *hw_shape)
+        if config.out_type == "cls_token":
+            x = x[:, : config.extra_tokens].contiguous()
+            return (self.norm0(x, 1, config.extra_tokens).flatten(2).transpose(1, 2).reshape(len(x), -1, 1, 1),)
+        return (self.norm0(x[:, config.extra_tokens :].contiguous(), *hw_shape),)
+
+    def _run(self, x: Tensor, *hw_shape: int) -> tuple[()]:
+        """Compute all blocks on tokens ``(B, N, C)`` in place."""
+        config, tokens = self.config, x.shape[1]
         everywhere = [1, tokens, 1, 0, 0, tokens]
         windows = everywhere
         if config.window_size is not None:
@@ -162,7 +170,4 @@ class PackedVisionTransformer(PackedNetwork):
         for i, block in enumerate(self.stages[0].blocks):
             block.attn(x, everywhere if i in config.global_blocks else windows)
             block.mlp(x, windows)
-        if config.out_type == "cls_token":
-            x = x[:, : config.extra_tokens].contiguous()
-            return (self.norm0(x, 1, config.extra_tokens).flatten(2).transpose(1, 2).reshape(len(x), -1, 1, 1),)
-        return (self.norm0(x[:, config.extra_tokens :].contiguous(), *hw_shape),)
+        return ()

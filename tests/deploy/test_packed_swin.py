@@ -33,7 +33,7 @@ def assert_equal_outputs(network, images, tolerance=1e-4):
         with kernels.use_path(path):
             outputs = packed(images)
         for actual, simulated in zip(outputs, expected, strict=True):
-            assert actual.shape == simulated.shape and actual.is_contiguous()
+            assert actual.shape == simulated.shape and actual.is_contiguous(memory_format=torch.channels_last)
             assert (actual - simulated).abs().max() <= tolerance * simulated.abs().max(), path
 
 

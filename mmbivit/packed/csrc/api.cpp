@@ -73,6 +73,17 @@ int64_t windows_of(const Layout& layout) {
            ceil_div(layout.width, layout.window_width);
 }
 
+// Rows of a step, so that threads have equally many of them; whole tiles of most paths.
+int64_t rows_of_step(int64_t rows, int threads) {
+    const int64_t steps = threads * ceil_div(rows, (int64_t)threads * ROWS_AT_A_TIME);
+    return steps ? ceil_div(ceil_div(rows, steps), 7) * 7 : ROWS_AT_A_TIME;
+}
+
+template <class Args, class Kernel>
+int run_rows(const Args* args, Kernel kernel, int64_t rows, int64_t words, int threads, double* seconds) {
+    return run(args, kernel, rows, rows_of_step(rows, threads), words, threads, seconds);
+}
+
 // Whole windows to each thread, or where those are fewer than threads, step by step parts of them.
 template <class Memory, class Args, class Kernel>
 int run_attention(const Args* args, Kernel kernel, int threads, double* seconds) {
@@ -91,21 +102,21 @@ int run_attention(const Args* args, Kernel kernel, int threads, double* seconds)
     return failed;
 }
 
-// The MLP over channels, window by window or in rows; where windows are large, the branch over tokens apart from it.
+// The MLP over channels, window by window or in rows; where windows are large or few, the branch over tokens apart from it.
 template <class MlpMemory, class MixMemory, class Args, class Kernel>
 int run_mlp(const Args* args, Kernel mix_in, Kernel mlp, Kernel mix_out, const void* apart, int threads,
             double* seconds) {
     const int64_t rows = args->layout.batch * args->layout.height * args->layout.width;
-    const int64_t units = mixes_inside(args) ? windows_of(args->layout) : ceil_div(rows, ROWS_AT_A_TIME);
     const int64_t words = MlpMemory(args, nullptr).words;
-    if (!apart) return run(args, mlp, units, 1, words, threads, seconds);
+    if (mixes_inside(args)) return run(args, mlp, windows_of(args->layout), 1, words, threads, seconds);
+    if (!apart) return run_rows(args, mlp, rows, words, threads, seconds);
     // The branch reads the tokens before the MLP changes them, and adds to them afterwards. Each step looks for the
     // tokens of its window, so that few steps are better.
     const int64_t blocks = blocks_of(args->channels), mixes = windows_of(args->layout) * blocks;
     const int64_t share = ceil_div(mixes, threads), step = share < blocks ? share : blocks;
     const int64_t mix_words = MixMemory(args, nullptr).words;
     return run(args, mix_in, mixes, step, mix_words, threads, seconds) ||
-           run(args, mlp, units, 1, words, threads, seconds) ||
+           run_rows(args, mlp, rows, words, threads, seconds) ||
            run(args, mix_out, mixes, step, mix_words, threads, seconds);
 }
 
@@ -142,21 +153,21 @@ EXPORT int mmbivit_path_runs(int path) {
 }
 
 EXPORT int mmbivit_pack(const PackArgs* args, int path, int threads, double* seconds) {
-    return run(args, PATHS[path]->pack, args->rows, ROWS_AT_A_TIME, 0, threads, seconds);
+    return run_rows(args, PATHS[path]->pack, args->rows, 0, threads, seconds);
 }
 
 EXPORT int mmbivit_matmul(const MatmulArgs* args, int path, int threads, double* seconds) {
-    return run(args, PATHS[path]->matmul, args->rows, ROWS_AT_A_TIME, 0, threads, seconds);
+    return run_rows(args, PATHS[path]->matmul, args->rows, 0, threads, seconds);
 }
 
 EXPORT int mmbivit_linear(const LinearArgs* args, int path, int threads, double* seconds) {
     const int64_t words = RowScratch(args->k, nullptr).words;
-    return run(args, PATHS[path]->linear, args->rows, ROWS_AT_A_TIME, words, threads, seconds);
+    return run_rows(args, PATHS[path]->linear, args->rows, words, threads, seconds);
 }
 
 EXPORT int mmbivit_merge(const MergeArgs* args, int path, int threads, double* seconds) {
     const int64_t rows = args->batch * ceil_div(args->height, 2) * ceil_div(args->width, 2);
-    return run(args, PATHS[path]->merge, rows, ROWS_AT_A_TIME, MergeScratch(args, nullptr).words, threads, seconds);
+    return run_rows(args, PATHS[path]->merge, rows, MergeScratch(args, nullptr).words, threads, seconds);
 }
 
 EXPORT int mmbivit_attention(const AttentionArgs* args, int path, int threads, double* seconds) {
@@ -171,7 +182,7 @@ EXPORT int mmbivit_mlp(const MlpArgs* args, int path, int threads, double* secon
 
 EXPORT int mmbivit_residual_linear(const ResidualLinearArgs* args, int path, int threads, double* seconds) {
     const int64_t words = ResidualRowScratch(args, nullptr).words;
-    return run(args, PATHS[path]->residual_linear, args->rows, ROWS_AT_A_TIME, words, threads, seconds);
+    return run_rows(args, PATHS[path]->residual_linear, args->rows, words, threads, seconds);
 }
 
 EXPORT int mmbivit_residual_attention(const ResidualAttentionArgs* args, int path, int threads, double* seconds) {
@@ -186,12 +197,11 @@ EXPORT int mmbivit_residual_mlp(const ResidualMlpArgs* args, int path, int threa
 
 EXPORT int mmbivit_embed(const EmbedArgs* args, int path, int threads, double* seconds) {
     const int64_t rows = args->batch * ceil_div(args->height, args->patch) * ceil_div(args->width, args->patch);
-    return run(args, PATHS[path]->embed, rows, ROWS_AT_A_TIME, EmbedScratch(args, nullptr).words, threads, seconds);
+    return run_rows(args, PATHS[path]->embed, rows, EmbedScratch(args, nullptr).words, threads, seconds);
 }
 
 EXPORT int mmbivit_map(const MapArgs* args, int path, int threads, double* seconds) {
-    const int64_t groups = args->batch * ceil_div(args->tokens, ROWS_AT_A_TIME);
-    return run(args, PATHS[path]->map, groups, 1, 0, threads, seconds);
+    return run_rows(args, PATHS[path]->map, args->rows, 0, threads, seconds);
 }
 
 EXPORT int mmbivit_conv(const ConvArgs* args, int path, int threads, double* seconds) {
@@ -218,4 +228,25 @@ EXPORT int mmbivit_upsample_add(const UpsampleArgs* args, int path, int threads,
 
 EXPORT int mmbivit_nms(const NmsArgs* args, int path, int, double* seconds) {
     return run(args, PATHS[path]->nms, 1, 1, 0, 1, seconds);
+}
+
+// Run calls one after another: the numbers of the functions, in the order of mmbivit_args_size, and where the arguments of
+// each begin, in words of 8 bytes. Returns the number of calls that were made.
+EXPORT int64_t mmbivit_run(const int64_t* functions, const int64_t* starts, const uint64_t* args, int64_t calls, int path,
+                           int threads, double* seconds) {
+    for (int64_t i = 0; i < calls; i++) {
+        const void* own = args + starts[i];
+        int failed = 1;
+        switch (functions[i]) {
+#define RUN(NUMBER, NAME, ARGS) \
+    case NUMBER: failed = mmbivit_##NAME((const ARGS*)own, path, threads, seconds); break;
+            RUN(0, pack, PackArgs) RUN(1, matmul, MatmulArgs) RUN(2, linear, LinearArgs) RUN(3, merge, MergeArgs)
+            RUN(4, attention, AttentionArgs) RUN(5, mlp, MlpArgs) RUN(6, embed, EmbedArgs) RUN(7, map, MapArgs)
+            RUN(8, residual_linear, ResidualLinearArgs) RUN(9, residual_attention, ResidualAttentionArgs)
+            RUN(10, residual_mlp, ResidualMlpArgs)
+#undef RUN
+        }
+        if (failed) return i;
+    }
+    return calls;
 }

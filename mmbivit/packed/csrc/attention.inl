@@ -14,14 +14,20 @@ bool find_tokens(const Layout& layout, float* x, int64_t channels, int64_t index
     const int64_t across = width / wide, per_image = height / high * across;
     const int64_t image = index / per_image, top = index % per_image / across * high, left = index % across * wide;
     bool regions = false;
-    for (int64_t t = 0; t < high * wide; t++) {
-        const int64_t y = top + t / wide, x_ = left + t % wide;
-        const int64_t source_y = (y + layout.shift) % height, source_x = (x_ + layout.shift) % width;
-        const bool real = source_y < layout.height && source_x < layout.width;
-        scratch.rows[t] = real ? x + ((image * layout.height + source_y) * layout.width + source_x) * channels : nullptr;
-        scratch.regions[t] = region_of(y, height, high, layout.shift) * 3 + region_of(x_, width, wide, layout.shift);
-        if (!real && layout.mask_padding) scratch.regions[t] = -1;
-        regions |= scratch.regions[t] != scratch.regions[0];
+    int64_t t = 0;
+    for (int64_t y = top; y < top + high; y++) {
+        // the shift is less than a window, so that a side is passed once
+        const int64_t source_y = y + layout.shift < height ? y + layout.shift : y + layout.shift - height;
+        const int region_y = region_of(y, height, high, layout.shift) * 3;
+        float* row = x + (image * layout.height + source_y) * layout.width * channels;
+        for (int64_t x_ = left; x_ < left + wide; x_++, t++) {
+            const int64_t source_x = x_ + layout.shift < width ? x_ + layout.shift : x_ + layout.shift - width;
+            const bool real = source_y < layout.height && source_x < layout.width;
+            scratch.rows[t] = real ? row + source_x * channels : nullptr;
+            scratch.regions[t] = region_y + region_of(x_, width, wide, layout.shift);
+            if (!real && layout.mask_padding) scratch.regions[t] = -1;
+            regions |= scratch.regions[t] != scratch.regions[0];
+        }
     }
     return regions;
 }
@@ -184,9 +190,9 @@ void window_qkv(const AttentionArgs* args, const AttentionScratch& s, int64_t be
     timer.lap(PHASE_PACK);
     const uint32_t *low = args->qkv_low, *width = args->qkv_width, *weight = args->qkv_weight;
     const uint32_t* bits = s.bits + begin * words;
-    const ToHeadBits to_queries = {low, width, halves(s.queries) + begin * 2, s.offsets};
-    const ToHeadBits to_keys = {low + padded, width + padded, halves(s.keys) + begin * 2, s.offsets};
-    const ToTokenBits to_values = {low + 2 * padded, width + 2 * padded, s.values + begin / 32 * padded, padded};
+    const ToHeadBits to_queries = {{low, width}, halves(s.queries) + begin * 2, s.offsets};
+    const ToHeadBits to_keys = {{low + padded, width + padded}, halves(s.keys) + begin * 2, s.offsets};
+    const ToTokenBits to_values = {{low + 2 * padded, width + 2 * padded}, s.values + begin / 32 * padded, padded};
     count_differing(bits, end - begin, words, weight, blocks, to_queries);
     count_differing(bits, end - begin, words, weight + padded * words, blocks, to_keys);
     count_differing(bits, end - begin, words, weight + 2 * padded * words, blocks, to_values);
@@ -199,7 +205,7 @@ void window_head(const AttentionArgs* args, const AttentionScratch& s, const Sel
         const int64_t c = (head * s.head_blocks + b) * 16;
         F16 needed = mul_f(load_f(args->value_ratio + c), broadcast_f((float)number));
         if (args->value_offset) needed = add_f(needed, load_f(args->value_offset + c));
-        halves(s.out + q * s.out_words)[c / 16] = (uint16_t)mask_bits(at_least_f(to_float(counts), needed));
+        store_bits(halves(s.out + q * s.out_words) + c / 16, at_least_f(to_float(counts), needed));
     });
 }
 

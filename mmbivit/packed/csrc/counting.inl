@@ -36,7 +36,7 @@ SIMD void pack_row(const float* x, const float* gain, const float* shift, int64_
     uint16_t* half = halves(out);
     int64_t c = 0;
     for (; c + 16 <= k; c += 16)
-        *half++ = (uint16_t)mask_bits(at_least_f(mul_add(load_f(x + c), load_f(gain + c), load_f(shift + c)), zero_f()));
+        store_bits(half++, at_least_f(mul_add(load_f(x + c), load_f(gain + c), load_f(shift + c)), zero_f()));
     if (c < k) {
         const F16 tail = mul_add(load_f(x + c, (int)(k - c)), load_f(gain + c), load_f(shift + c));
         *half++ = (uint16_t)(mask_bits(at_least_f(tail, zero_f())) & ((1u << (k - c)) - 1));
@@ -45,7 +45,8 @@ SIMD void pack_row(const float* x, const float* gain, const float* shift, int64_
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Counts of differing bits, a tile of rows and blocks at a time, handed to `emit(row, block, counts)`
+// Counts of differing bits, a tile of rows and blocks at a time: from `emit.start(block)` on, handed to
+// `emit(row, block, counts)`
 
 // Add the counts of `words` words; those of a row lie `stride` apart, those of a block `block_words`.
 template <int R, int B>
@@ -76,7 +77,7 @@ SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_
                const Emit& emit) {
     I16 total[R][B];
     for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) total[r][b] = zero();
+        for (int b = 0; b < B; b++) total[r][b] = emit.start(block + b);
     add_differing<R, B>(a, stride, weight, words, words, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(row + r, block + b, total[r][b]);
@@ -105,6 +106,7 @@ struct ToIntegers {
     int32_t* out;
     int64_t k, n;
 
+    METHOD I16 start(int64_t) const { return zero(); }
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
         const int64_t left = n - block * 16;
         store_i(out + row * n + block * 16, accumulator(count, k), left < 16 ? (int)left : 16);
@@ -125,6 +127,7 @@ struct ToFloats {
     const float *scale, *bias, *act;
     int64_t k, n, padded;
 
+    METHOD I16 start(int64_t) const { return zero(); }
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
         const int64_t c = block * 16;
         F16 y = mul_add(to_float(accumulator(count, k)), load_f(scale + c), load_f(bias + c));
@@ -139,39 +142,42 @@ struct ToFloats {
     }
 };
 
-// Bits of a row, in the order of the channels.
-struct ToRowBits {
+// Base of what makes bits of counts: see `outside`. Counts start at -low, so that one comparison is left.
+struct ToBits {
     const uint32_t *low, *width;
+
+    METHOD I16 start(int64_t block) const { return sub(zero(), load(low + block * 16)); }
+    METHOD M16 set(int64_t block, I16 count) const { return at_least(count, load(width + block * 16)); }
+};
+
+// Bits of a row, in the order of the channels.
+struct ToRowBits : ToBits {
     uint16_t* out;
     int64_t stride;  // halves of a row
 
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
-        out[row * stride + block] = (uint16_t)mask_bits(outside(count, load(low + block * 16), load(width + block * 16)));
+        store_bits(out + row * stride + block, set(block, count));
     }
 };
 
 // Bits of queries or keys, [head][word][token]: one vector holds the same word of 16 tokens.
-struct ToHeadBits {
-    const uint32_t *low, *width;
+struct ToHeadBits : ToBits {
     uint16_t* out;
     const int32_t* offsets;  // of each block, in halves
 
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
-        out[offsets[block] + row * 2] =
-            (uint16_t)mask_bits(outside(count, load(low + block * 16), load(width + block * 16)));
+        store_bits(out + offsets[block] + row * 2, set(block, count));
     }
 };
 
 // Bits of values along the tokens, [token word][channel]; `out` starts as 0.
-struct ToTokenBits {
-    const uint32_t *low, *width;
+struct ToTokenBits : ToBits {
     uint32_t* out;
     int64_t channels;
 
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
         uint32_t* word = out + row / 32 * channels + block * 16;
-        const M16 set = outside(count, load(low + block * 16), load(width + block * 16));
-        store(word, or_where(load(word), set, broadcast(1u << row % 32)));
+        store(word, or_where(load(word), set(block, count), broadcast(1u << row % 32)));
     }
 };
 

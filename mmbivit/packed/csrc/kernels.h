@@ -248,13 +248,13 @@ typedef struct {
     int64_t batch, in_channels, height, width, patch, channels;
 } EmbedArgs;
 
-// gain * x + shift, laid out as feature maps.
+// gain * x + shift.
 typedef struct {
-    const float* x;              // (batch, tokens, channels)
+    const float* x;              // (rows, channels)
     const float* gain;           // (channels, padded to 16)
     const float* shift;
-    float* out;                  // (batch, channels, tokens)
-    int64_t batch, tokens, channels;
+    float* out;                  // (rows, channels)
+    int64_t rows, channels;
 } MapArgs;
 
 // The steps of attention where threads share windows.

@@ -117,21 +117,19 @@ void mix(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
 void mix_in(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) { mix<true>(args, begin, end, worker); }
 void mix_out(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) { mix<false>(args, begin, end, worker); }
 
-// Both branches of a window at a time; or of rows, without a spatial interaction or with that in `mix`.
+// Both branches of a window at a time; or the MLP of rows, without a spatial interaction or with that in `mix`.
 void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const MlpScratch s(args, worker->memory);
     const int64_t words = words_of(args->channels), hidden_words = words_of(args->hidden);
     const int64_t blocks = blocks_of(args->channels), hidden_blocks = blocks_of(args->hidden);
     const bool mixes = mixes_inside(args);
-    const int64_t all_rows = args->layout.batch * args->layout.height * args->layout.width;
     if (hidden_blocks % 2) memset(s.hidden, 0, s.tokens * hidden_words * sizeof(uint32_t));
-    for (int64_t unit = begin; unit < end; unit++) {
+    for (int64_t unit = begin; unit < end; unit += mixes ? 1 : s.tokens) {
         if (mixes)
             find_tokens(args->layout, args->x, args->channels, unit, s);
         else
-            for (int64_t t = 0, row = unit * ROWS_AT_A_TIME; t < s.tokens; t++, row++)
-                s.rows[t] = row < all_rows ? args->x + row * args->channels : nullptr;
+            for (int64_t t = 0; t < s.tokens; t++) s.rows[t] = unit + t < end ? args->x + (unit + t) * args->channels : nullptr;
         int64_t rows = 0;
         for (int64_t t = 0; t < s.tokens; t++) {
             if (!s.rows[t]) continue;
@@ -144,7 +142,7 @@ void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
             for (int64_t b = 0; b < blocks; b++) mix_tokens_in(args, s, b, s.si_hidden + b * s.si_words * 16);
             timer.lap(PHASE_SI);
         }
-        const ToRowBits to_hidden = {args->fc1_low, args->fc1_width, halves(s.hidden), hidden_words * 2};
+        const ToRowBits to_hidden = {{args->fc1_low, args->fc1_width}, halves(s.hidden), hidden_words * 2};
         count_differing(s.bits, rows, words, args->fc1_weight, hidden_blocks, to_hidden);
         timer.lap(PHASE_FC1);
         const ToFloats<true, false> to_x = {s.real_rows, s.real_rows, args->fc2_scale, args->fc2_bias,

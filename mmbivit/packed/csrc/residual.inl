@@ -6,7 +6,7 @@ namespace {
 SIMD void pack_row_above(const float* x, const float* threshold, int64_t k, uint32_t* out) {
     uint16_t* half = halves(out);
     int64_t c = 0;
-    for (; c + 16 <= k; c += 16) *half++ = (uint16_t)mask_bits(at_least_f(load_f(x + c), load_f(threshold + c)));
+    for (; c + 16 <= k; c += 16) store_bits(half++, at_least_f(load_f(x + c), load_f(threshold + c)));
     if (c < k) {
         const uint32_t bits = mask_bits(at_least_f(load_f(x + c, (int)(k - c)), load_f(threshold + c)));
         *half++ = (uint16_t)(bits & ((1u << (k - c)) - 1));
@@ -58,6 +58,7 @@ struct ToResidual {
     const float* out;  // (5, padded)
     int64_t k, n, padded;
 
+    METHOD I16 start(int64_t) const { return zero(); }
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
         const int64_t c = block * 16;
         float* here = skip + row * stride + c;
@@ -284,13 +285,11 @@ void residual_mlp(const ResidualMlpArgs* args, int64_t begin, int64_t end, Worke
     const int64_t channels = args->channels, hidden = args->hidden, blocks = blocks_of(channels);
     const int64_t words = words_of(channels), hidden_words = words_of(hidden);
     const bool mixes = mixes_inside(args);
-    const int64_t all_rows = args->layout.batch * args->layout.height * args->layout.width;
-    for (int64_t unit = begin; unit < end; unit++) {
+    for (int64_t unit = begin; unit < end; unit += mixes ? 1 : s.tokens) {
         if (mixes)
             find_tokens(args->layout, args->x, channels, unit, s);
         else
-            for (int64_t t = 0, row = unit * ROWS_AT_A_TIME; t < s.tokens; t++, row++)
-                s.rows[t] = row < all_rows ? args->x + row * channels : nullptr;
+            for (int64_t t = 0; t < s.tokens; t++) s.rows[t] = unit + t < end ? args->x + (unit + t) * channels : nullptr;
         int64_t rows = 0;
         for (int64_t t = 0; t < s.tokens; t++) {
             if (!s.rows[t]) continue;

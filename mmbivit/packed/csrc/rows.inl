@@ -129,26 +129,16 @@ void embed(const EmbedArgs* args, int64_t begin, int64_t end, Worker* worker) {
     timer.lap(PHASE_EMBED);
 }
 
-// A range counts groups of ROWS_AT_A_TIME tokens; each image has its own.
 void map(const MapArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
-    float lines[ROWS_AT_A_TIME][16];
-    const int64_t groups = ceil_div(args->tokens, ROWS_AT_A_TIME);
-    for (int64_t group = begin; group < end; group++) {
-        const int64_t image = group / groups, first = group % groups * ROWS_AT_A_TIME;
-        const int64_t rows = args->tokens - first < ROWS_AT_A_TIME ? args->tokens - first : ROWS_AT_A_TIME;
-        for (int64_t c = 0; c < args->channels; c += 16) {
-            const int left = args->channels - c < 16 ? (int)(args->channels - c) : 16;
-            const F16 gain = load_f(args->gain + c), shift = load_f(args->shift + c);
-            for (int64_t row = 0; row < rows; row++) {
-                const float* x = args->x + (image * args->tokens + first + row) * args->channels + c;
-                store_f(lines[row], mul_add(left < 16 ? load_f(x, left) : load_f(x), gain, shift));
-            }
-            for (int lane = 0; lane < left; lane++) {
-                float* out = args->out + (image * args->channels + c + lane) * args->tokens + first;
-                for (int64_t row = 0; row < rows; row++) out[row] = lines[row][lane];
-            }
-        }
+    for (int64_t row = begin; row < end; row++) {
+        const float* x = args->x + row * args->channels;
+        float* out = args->out + row * args->channels;
+        int64_t c = 0;
+        for (; c + 16 <= args->channels; c += 16)
+            store_f(out + c, mul_add(load_f(x + c), load_f(args->gain + c), load_f(args->shift + c)));
+        if (const int left = (int)(args->channels - c))
+            store_f(out + c, mul_add(load_f(x + c, left), load_f(args->gain + c), load_f(args->shift + c)), left);
     }
     timer.lap(PHASE_OUTPUT);
 }

@@ -79,6 +79,7 @@ SIMD uint32_t mask_bits(M16 x) {
     return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(x.a)) |
            (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(x.b)) << 8;
 }
+SIMD void store_bits(uint16_t* p, M16 x) { *p = (uint16_t)mask_bits(x); }
 SIMD M16 mask_from_bits(uint32_t x) {
     const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i low = _mm256_and_si256(_mm256_set1_epi32((int)x), bits);

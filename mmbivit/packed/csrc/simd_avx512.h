@@ -42,6 +42,7 @@ SIMD I16 as_bits(F16 a) { return _mm512_castps_si512(a); }
 SIMD F16 as_floats(I16 a) { return _mm512_castsi512_ps(a); }
 SIMD I16 to_exponent(I16 a) { return _mm512_slli_epi32(a, 23); }
 SIMD uint32_t mask_bits(M16 a) { return a; }
+SIMD void store_bits(uint16_t* p, M16 a) { *(M16*)p = a; }
 SIMD M16 mask_from_bits(uint32_t a) { return (M16)a; }
 
 #ifdef MMBIVIT_VPOPCNTDQ

@@ -68,6 +68,7 @@ SIMD uint32_t mask_bits(M16 a) {
     QUADS r |= vaddvq_u32(vandq_u32(a.v[i], bits)) << (4 * i);
     return r;
 }
+SIMD void store_bits(uint16_t* p, M16 x) { *p = (uint16_t)mask_bits(x); }
 SIMD M16 mask_from_bits(uint32_t a) {
     const uint32_t weights[4] = {1, 2, 4, 8};
     const uint32x4_t bits = vld1q_u32(weights);

@@ -44,6 +44,7 @@ SIMD I16 as_bits(F16 a) { I16 r; memcpy(r.v, a.v, sizeof r.v); return r; }
 SIMD F16 as_floats(I16 a) { F16 r; memcpy(r.v, a.v, sizeof r.v); return r; }
 SIMD I16 to_exponent(I16 a) { LANES a.v[i] <<= 23; return a; }
 SIMD uint32_t mask_bits(M16 a) { return a; }
+SIMD void store_bits(uint16_t* p, M16 x) { *p = (uint16_t)mask_bits(x); }
 SIMD M16 mask_from_bits(uint32_t a) { return a; }
 
 // Counts of single bytes by adding neighbouring bits, pairs and half bytes; a byte holds the sum of 31 of them.
