@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmbivit import deploy
 from mmbivit.apis import evaluate, evaluation_config, export_packed, load_config, predict, train, train_config
 from mmbivit.apis.checkpoints import load_trained_model
 from mmbivit.models.stage import staged_modules
@@ -97,6 +98,14 @@ def test_it_is_evaluated_predicts_and_packs_its_backbone(run, images, tmp_path):
     packed = predicted(None, tmp_path / "detector.safetensors", images[0], tmp_path / "packed")
     assert packed["scores"] == pytest.approx(ours["scores"], abs=1e-4)
     assert packed["labels"] == ours["labels"]
+
+    half = export_packed(config, checkpoint, tmp_path / "half.safetensors", half=True)
+    model = deploy.load(tmp_path / "half.safetensors")
+    floats = [weight for weight in model.parameters() if weight.ndim > 1]
+    assert floats and all(torch.equal(weight, weight.half().float()) for weight in floats)
+    assert report.file_bytes - half.file_bytes == pytest.approx(2 * sum(weight.numel() for weight in floats), abs=100)
+    halves = predicted(None, tmp_path / "half.safetensors", images[0], tmp_path / "halves")
+    assert halves["scores"][0] == pytest.approx(packed["scores"][0], abs=1e-2)
 
 
 def test_the_float_heads_of_a_checkpoint_are_refused_in_evaluation(run, detector):

@@ -77,6 +77,7 @@ def export_packed(
     out: str | Path,
     backbone_only: bool = False,
     cfg_options: dict[str, Any] | None = None,
+    half: bool = False,
 ) -> Export:
     """Pack a trained detector or classifier into a file, reload that, and compare it with the simulated network.
 
@@ -86,6 +87,7 @@ def export_packed(
         out: the packed file, ``*.safetensors``.
         backbone_only: leave the classifier's head or the detector's neck and heads out.
         cfg_options: changes of the config by dotted key.
+        half: store the weights of float layers in neck and heads in 16 bits.
 
     Raises:
         FileNotFoundError: if config or checkpoint does not exist.
@@ -100,7 +102,7 @@ def export_packed(
     cfg = load_config(config, cfg_options)
     model = load_trained_model(cfg, checkpoint)
     packed = pack(model)
-    save(packed.backbone if backbone_only else packed, out, cfg)
+    save(packed.backbone if backbone_only else packed, out, cfg, half)
     reloaded = load(out)
     simulated, state = model.state_dict(), reloaded.state_dict()
     return Export(

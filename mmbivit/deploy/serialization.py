@@ -41,7 +41,7 @@ _DTYPES = {
 }
 
 
-def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
+def save(packed: nn.Module, path: str | Path, config: Any = None, half: bool = False) -> None:
     """Write a packed network so that a file of this name is always whole; folders are made.
 
     Args:
@@ -49,6 +49,7 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
         path: the file, ``*.safetensors``.
         config: the config (MMEngine's ``Config``, or a dict) that the whole model was built from: needed for a
             detector; a classifier's gives the transforms of its test images; of no use for a backbone.
+        half: store the weights of float layers around the backbone in 16 bits; they are computed with in 32.
 
     Raises:
         ValueError: for a model that is not packed, another suffix, or a config that cannot be stored; it says why.
@@ -67,17 +68,21 @@ def save(packed: nn.Module, path: str | Path, config: Any = None) -> None:
         from .whole_models import DESCRIBERS
 
         description |= DESCRIBERS[kind](packed, config) | dict(packed_layers=packed_layers(packed) or None)
+    # Copies, as safetensors refuses tensors that share memory; heads that share layers are stored once for each.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in packed.state_dict().items()}
+    if half:
+        # What is packed lies in buffers.
+        weights = (name for name, value in packed.named_parameters(remove_duplicate=False) if value.ndim > 1)
+        tensors |= {name: tensors[name].half() for name in weights}
     metadata = {
         "format": FORMAT,
-        # Older versions of mmbivit read a file of the second version, which has no packed layers around a backbone.
-        "format_version": str(FORMAT_VERSION if description.get("packed_layers") else 2),
+        # Older versions of mmbivit read a file of the second version, which has neither.
+        "format_version": str(FORMAT_VERSION if half or description.get("packed_layers") else 2),
         "mmbivit_version": __version__,
         "kind": kind,
         "network": type(backbone).__name__,
         **{name: json.dumps(value, allow_nan=False) for name, value in description.items() if value is not None},
     }
-    # Copies, as safetensors refuses tensors that share memory; heads that share layers are stored once for each.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in packed.state_dict().items()}
     with atomic_writer(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
 
@@ -208,7 +213,7 @@ def _check_tensors(header: PackedFile, expected: dict[str, Tensor]) -> None:
             )
     for name, tensor in expected.items():
         wanted = _DTYPES.get(tensor.dtype), tuple(tensor.shape)
-        if tensors[name] != wanted:
+        if tensors[name] not in (wanted, ("F16" if wanted[0] == "F32" else wanted[0], wanted[1])):
             raise UserError(
                 f"{path} does not fit the architecture that it describes: {name!r} is {_text(*tensors[name])}, "
                 f"expected {_text(*wanted)}; export it again"

@@ -1,6 +1,8 @@
 """Detectors with binary necks and heads, packed: what they compute, and that their files hold it."""
 
 import json
+import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +122,27 @@ def test_masks_are_pasted_as_mmdet_does(rescale, class_agnostic):
     native.use_native(own := torch.nn.ModuleList([head]))
     actual = own[0]._predict_by_feat_single(logits, second := boxes.clone(), *arguments)
     assert torch.equal(actual, expected) and torch.equal(first, second) and expected.any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_masks_take_up_memory_below_their_boxes_alone():
+    from mmbivit.models.detection import native
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    head = build(dict(type="mmdet.FCNMaskHead", num_classes=1, num_convs=1)).eval()
+    native.use_native(own := torch.nn.ModuleList([head]))
+    boxes = torch.tensor([[100.0, 100.0, 140.0, 140.0]]).repeat(50, 1)
+    arguments = torch.zeros(50, dtype=torch.long), dict(ori_shape=(2000, 2000), scale_factor=(1.0, 1.0))
+    before = resident()
+    masks = own[0]._predict_by_feat_single(
+        torch.ones(50, 1, 28, 28), boxes, *arguments, Config(dict(mask_thr_binary=0.5))
+    )
+    taken = resident() - before
+    assert masks.shape == (50, 2000, 2000) and masks.nbytes == 2e8
+    assert taken < 2e7
+    assert int(masks[7].sum()) == 40 * 40
 
 
 def detect(model, size=(96, 128)):

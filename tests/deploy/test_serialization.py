@@ -285,6 +285,7 @@ def test_missing_and_other_tensors_are_named(changed, packed):
         (lambda tensor: tensor.double(), "F64 [{1}, {2}]"),
         (lambda tensor: tensor.to(torch.float8_e5m2), "F8_E5M2 [{1}, {2}]"),
         (lambda tensor: tensor.int(), "I32 [{1}, {2}]"),
+        (lambda tensor: tensor[:-1].half(), "F16 [{0}, {2}]"),
         (lambda tensor: tensor[:0, 0], "F32 [0]"),
     ],
 )

@@ -19,6 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="file or URL of the weights, at the end of training (stage 2)")
     parser.add_argument("out", metavar="OUT", help="the packed file, OUT.safetensors; an older one is replaced")
     parser.add_argument("--backbone-only", action="store_true", help="leave the head, or neck and heads, out")
+    parser.add_argument("--half", action="store_true", help="store what stays float in neck and heads in 16 bits")
     parser.add_argument(
         "--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="change the config, as in training"
     )
@@ -31,7 +32,7 @@ def main() -> None:
     """Run the tool."""
     args = parse_args()
     with user_errors(args.debug), trusted(args):
-        export = export_packed(args.config, args.checkpoint, args.out, args.backbone_only, args.cfg_options)
+        export = export_packed(args.config, args.checkpoint, args.out, args.backbone_only, args.cfg_options, args.half)
         Console().print(export_table(export))
         print(f"Wrote the packed {export.kind} to {args.out}.")
 

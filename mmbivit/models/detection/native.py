@@ -1,9 +1,11 @@
 """What MMDetection computes in float around binary layers, by kernels of ours: for inference on the CPU."""
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
@@ -139,11 +141,21 @@ class NativeMasks:
             size = round(size[0] * scale[1]), round(size[1] * scale[0])
         own = torch.zeros_like(labels) if self.class_agnostic else labels
         probabilities = mask_preds[torch.arange(len(labels)), own][:, None].sigmoid()
-        masks = torch.from_numpy(np.zeros((len(labels), *size), dtype=bool))
+        masks = _untouched(len(labels), *size)
         for i in range(len(labels)):
             pasted, place = _do_paste_mask(probabilities[i : i + 1], bboxes[i : i + 1], *size, skip_empty=True)
             masks[i][place] = pasted[0] >= threshold
         return masks
+
+
+def _untouched(*shape: int) -> Tensor:
+    """Return booleans that are false, and take up memory page by page where they are written."""
+    number = math.prod(shape)
+    memory = mmap.mmap(-1, max(number, 1))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system that has no huge pages, which hold a mask or two each
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.bool, count=max(number, 1))[:number].view(shape)
 
 
 class NativeMaskHead(NativeMasks, FCNMaskHead):
