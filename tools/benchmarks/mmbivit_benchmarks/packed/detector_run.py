@@ -59,7 +59,8 @@ def run_detector_benchmark(
     Returns:
         Plain JSON values: ``machine``, ``size``, ``found`` (proposals and detections of each detector), ``parts`` (by
         part and runtime the milliseconds of each call, or why there are none), ``whole`` (by detector), ``memory``
-        (bytes by detector: ``before`` it is loaded, ``loaded``, and the ``peak``) and ``files`` (bytes by detector).
+        (bytes by detector: ``before`` it is loaded, ``loaded``, and the ``peak``) and ``files`` (bytes by detector,
+        and ``half`` of ``whole`` with what is float in 16 bits).
     """
     images = torch.randn(*shape[:1], 3, *shape[1:], generator=torch.Generator().manual_seed(1))
     say("building the detectors")
@@ -81,7 +82,8 @@ def run_detector_benchmark(
         runs = {name: partial(detect, model, images) for name, (_, model) in detectors.items()}
         results["whole"] = {name: dict(ms=ms) for name, ms in interleave(runs, rounds).items()}
         files = {name: _write(name, cfg, model, folder) for name, (cfg, model) in detectors.items()}
-        results["files"] = {name: file.stat().st_size for name, file in files.items()}
+        deploy.save(detectors["whole"][1], half := folder / "half.safetensors", detectors["whole"][0], half=True)
+        results["files"] = {name: file.stat().st_size for name, file in (files | dict(half=half)).items()}
         say("measuring memory")
         results["memory"] = {name: _memory(name, file, shape, threads) for name, file in files.items()}
     return results
@@ -193,6 +195,7 @@ GOALS = (
     Goal("whole detector, all parts binary, against the fastest float", 3.5, 6, "x", _speedup("whole")),
     Goal("the same with float neck and heads", 1.5, 2, "x", _speedup("float_heads")),
     Goal("its file, all parts binary", 14, 9, " MB", lambda r: r["files"]["whole"] / MB, more=False),
+    Goal("the same, what is float in 16 bits", 14, 9, " MB", lambda r: r["files"]["half"] / MB, more=False),
     Goal("peak memory, against float torch", 0.4, 0.2, "x", _memory_ratio, more=False),
 )
 
@@ -223,6 +226,7 @@ def make_detector_report(results: dict[str, Any]) -> Group:
             continue
         used, of = row["peak"] - row["before"], floats["peak"] - floats["before"]
         sizes.add_row(title, size, f"{used / MB:.0f}", f"{used / of:.2f}x")
+    sizes.add_row("packed whole, --half", f"{results['files']['half'] / MB:.2f}", "", "")
     found = "; ".join(
         f"{TITLES[name]} {one} proposals, {two} detections" for name, (one, two) in results["found"].items()
     )
