@@ -49,36 +49,36 @@ void conv_pack(const ConvArgs* args, int64_t begin, int64_t end, Worker* worker)
 
 // R pixels of a row from `pixel` on, and B blocks.
 template <int R, int B, class Emit>
-SIMD void pixels(const ConvArgs* args, const uint32_t* row, int64_t pixel, int64_t block,
+SIMD void pixels(const ConvArgs* args, const uint32_t* row, const Weights& weights, int64_t pixel, int64_t block,
                  const Emit& emit) {
     const int64_t words = words_of(args->channels), across = args->kernel_width;
     const int64_t row_words = (args->width + 2 * args->padding_width) * words;
-    const int64_t stride = args->stride_width * words, block_words = args->kernel_height * across * words;
-    const uint32_t* weight = args->weight + block * block_words * 16;
+    const int64_t stride = args->stride_width * words;
     // Neighbouring taps are one stretch of words, unless the kernel is dilated.
     const int64_t stretches = args->dilation_width == 1 ? 1 : across, stretch = across / stretches * words;
     I16 total[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = zero();
+    int64_t first = 0;
     for (int64_t y = 0; y < args->kernel_height; y++)
-        for (int64_t x = 0; x < stretches; x++, weight += stretch * 16)
+        for (int64_t x = 0; x < stretches; x++, first += stretch)
             add_differing<R, B>(
                 row + y * args->dilation_height * row_words + pixel * stride + x * args->dilation_width * words, stride,
-                weight, block_words, stretch, total);
+                weights, first, stretch, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(pixel + r, block + b, total[r][b]);
 }
 
 template <int B, class Emit>
-SIMD void row_of_pixels(const ConvArgs* args, const uint32_t* row, int64_t block, const Emit& emit) {
+SIMD void row_of_pixels(const ConvArgs* args, const uint32_t* row, const Weights& weights, int64_t block, const Emit& emit) {
     const int64_t number = args->out_width;
     int64_t pixel = 0;
-    for (; pixel + TILE_ROWS <= number; pixel += TILE_ROWS) pixels<TILE_ROWS, B>(args, row, pixel, block, emit);
-    if (pixel < number && number >= TILE_ROWS && args->out != args->add) {  // the last ones, some of them again
-        pixels<TILE_ROWS, B>(args, row, number - TILE_ROWS, block, emit);
+    for (; pixel + COUNT_ROWS <= number; pixel += COUNT_ROWS) pixels<COUNT_ROWS, B>(args, row, weights, pixel, block, emit);
+    if (pixel < number && number >= COUNT_ROWS && args->out != args->add) {  // the last ones, some of them again
+        pixels<COUNT_ROWS, B>(args, row, weights, number - COUNT_ROWS, block, emit);
         return;
     }
-    for (; pixel < number; pixel++) pixels<1, B>(args, row, pixel, block, emit);
+    for (; pixel < number; pixel++) pixels<1, B>(args, row, weights, pixel, block, emit);
 }
 
 // A range counts rows of the output; with a predictor it is one of them, as its values are not kept.
@@ -96,11 +96,18 @@ void conv(const ConvArgs* args, int64_t begin, int64_t end, Worker* worker) {
             multiply(worker->shared + top * row_words, emit);
         }
     };
+    Halves halves;
+    const int64_t block_words = args->kernel_height * args->kernel_width * words_of(args->channels);
+    const auto weights_of = [&](int64_t block) { return halves.of(args->weight + block * block_words * 16, block_words); };
     int64_t block = 0;
-    for (; block + TILE_BLOCKS <= blocks; block += TILE_BLOCKS)
-        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<TILE_BLOCKS>(args, row, block, emit); });
-    for (; block < blocks; block++)
-        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<1>(args, row, block, emit); });
+    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS) {
+        const Weights weights = weights_of(block);
+        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<COUNT_BLOCKS>(args, row, weights, block, emit); });
+    }
+    for (; block < blocks; block++) {
+        const Weights weights = weights_of(block);
+        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<1>(args, row, weights, block, emit); });
+    }
     timer.lap(PHASE_CONV);
     if (!args->predictor) return;
     float_product(s.row, args->out_width, args->n, args->predictor, args->predictor_bias,

@@ -48,18 +48,100 @@ SIMD void pack_row(const float* x, const float* gain, const float* shift, int64_
 // Counts of differing bits, a tile of rows and blocks at a time: from `emit.start(block)` on, handed to
 // `emit(row, block, counts)`
 
-// Add the counts of `words` words; those of a row lie `stride` apart, those of a block `block_words`.
-template <int R, int B>
-SIMD void add_differing(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t block_words, int64_t words,
-                        I16 (&total)[R][B]) {
+// Weight rows of whole blocks, and where the path looks up half bytes, those of the first block apart.
+struct Weights {
+    const uint32_t* bits;    // [block][word][16]
+    int64_t words;           // of a block
+    const uint32_t* halves;  // [word][low, high][16], or null
+};
+
+#ifdef HALVES_AT_MOST
+// Half bytes of a block of weights, taken apart once for all rows.
+struct Halves {
+    alignas(64) uint32_t memory[HALVES_AT_MOST * 32];
+
+    METHOD Weights of(const uint32_t* weight, int64_t words) {
+        if (words > HALVES_AT_MOST) return {weight, words, nullptr};
+        for (int64_t k = 0; k < words; k++) take_apart(weight + k * 16, 16, memory + k * 32, memory + k * 32 + 16);
+        return {weight, words, memory};
+    }
+};
+
+template <int R>
+SIMD void add_differing_halves(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, I16 (&total)[R][1]) {
     for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
+        const int64_t number = words - start < COUNTS_AT_MOST ? words - start : COUNTS_AT_MOST;
+        uint32_t low[R][COUNTS_AT_MOST], high[R][COUNTS_AT_MOST];
+        for (int r = 0; r < R; r++) take_apart(a + r * stride + start, number, low[r], high[r]);
+        I16 counts[R];
+        for (int r = 0; r < R; r++) counts[r] = zero();
+        for (int64_t k = 0; k < number; k++) {
+            const uint32_t* w = weight + (start + k) * 32;
+            for (int r = 0; r < R; r++)
+                counts[r] = add_counts(counts[r], count_halves(bit_xor(broadcast(low[r][k]), load(w)),
+                                                               bit_xor(broadcast(high[r][k]), load(w + 16))));
+        }
+        for (int r = 0; r < R; r++) total[r][0] = add(total[r][0], widen_counts(counts[r]));
+    }
+}
+#else
+struct Halves {
+    METHOD Weights of(const uint32_t* weight, int64_t words) { return {weight, words, nullptr}; }
+};
+#endif
+
+#ifdef CARRIES
+// Add the counts of a multiple of 4 words. Full adders sum bits of equal weight, so that one word of four is counted.
+template <int R, int B>
+SIMD void add_differing_carries(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t block_words, int64_t words,
+                                I16 (&total)[R][B]) {
+    for (int64_t start = 0; start < words; start += 4 * COUNTS_AT_MOST) {
+        const int64_t end = words - start < 4 * COUNTS_AT_MOST ? words : start + 4 * COUNTS_AT_MOST;
+        I16 ones[R][B], twos[R][B], fours[R][B];
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < B; b++) ones[r][b] = twos[r][b] = fours[r][b] = zero();
+        for (int64_t k = start; k < end; k += 4)
+            for (int r = 0; r < R; r++) {
+                const uint32_t* bits = a + r * stride + k;
+                for (int b = 0; b < B; b++) {
+                    const uint32_t* w = weight + (b * block_words + k) * 16;
+                    const auto differing = [&](int i) { return bit_xor(broadcast(bits[i]), load(w + i * 16)); };
+                    const I16 first = sum_bits(ones[r][b], differing(0), differing(1));
+                    const I16 second = sum_bits(ones[r][b], differing(2), differing(3));
+                    fours[r][b] = add_counts(fours[r][b], count_bits(sum_bits(twos[r][b], first, second)));
+                }
+            }
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < B; b++) {
+                const I16 two = count_bits(twos[r][b]), four = widen_counts(fours[r][b]);
+                const I16 rest = widen_counts(add_counts(count_bits(ones[r][b]), add_counts(two, two)));
+                total[r][b] = add(total[r][b], add(rest, add(add(four, four), add(four, four))));
+            }
+    }
+}
+#endif
+
+// Add the counts of `words` words from `first` of the weights on; those of a row lie `stride` apart.
+template <int R, int B>
+SIMD void add_differing(const uint32_t* a, int64_t stride, const Weights& weights, int64_t first, int64_t words,
+                        I16 (&total)[R][B]) {
+#ifdef HALVES_AT_MOST
+    if (weights.halves) return add_differing_halves(a, stride, weights.halves + first * 32, words, total);
+#endif
+    const uint32_t* weight = weights.bits + first * 16;
+    int64_t begin = 0;
+#ifdef CARRIES
+    begin = words / 4 * 4;
+    if (begin) add_differing_carries(a, stride, weight, weights.words, begin, total);
+#endif
+    for (int64_t start = begin; start < words; start += COUNTS_AT_MOST) {
         const int64_t end = words - start < COUNTS_AT_MOST ? words : start + COUNTS_AT_MOST;
         I16 counts[R][B];
         for (int r = 0; r < R; r++)
             for (int b = 0; b < B; b++) counts[r][b] = COUNTS_ARE_WIDE ? total[r][b] : zero();
         for (int64_t k = start; k < end; k++) {
             I16 w[B];
-            for (int b = 0; b < B; b++) w[b] = load(weight + (b * block_words + k) * 16);
+            for (int b = 0; b < B; b++) w[b] = load(weight + (b * weights.words + k) * 16);
             for (int r = 0; r < R; r++) {
                 const I16 bits = broadcast(a[r * stride + k]);
                 for (int b = 0; b < B; b++)
@@ -73,32 +155,33 @@ SIMD void add_differing(const uint32_t* a, int64_t stride, const uint32_t* weigh
 }
 
 template <int R, int B, class Emit>
-SIMD void tile(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, int64_t row, int64_t block,
-               const Emit& emit) {
+SIMD void tile(const uint32_t* a, int64_t stride, const Weights& weights, int64_t row, int64_t block, const Emit& emit) {
     I16 total[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = emit.start(block + b);
-    add_differing<R, B>(a, stride, weight, words, words, total);
+    add_differing<R, B>(a, stride, weights, 0, weights.words, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(row + r, block + b, total[r][b]);
 }
 
 template <int B, class Emit>
-SIMD void rows_of_tiles(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t block,
-                        const Emit& emit) {
+SIMD void rows_of_tiles(const uint32_t* a, int64_t rows, const Weights& weights, int64_t block, const Emit& emit) {
+    const int64_t words = weights.words;
     int64_t row = 0;
-    for (; row + TILE_ROWS <= rows; row += TILE_ROWS)
-        tile<TILE_ROWS, B>(a + row * words, words, weight, words, row, block, emit);
-    for (; row < rows; row++) tile<1, B>(a + row * words, words, weight, words, row, block, emit);
+    for (; row + COUNT_ROWS <= rows; row += COUNT_ROWS)
+        tile<COUNT_ROWS, B>(a + row * words, words, weights, row, block, emit);
+    for (; row < rows; row++) tile<1, B>(a + row * words, words, weights, row, block, emit);
 }
 
 template <class Emit>
 void count_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
                      const Emit& emit) {
+    Halves halves;
     int64_t block = 0;
-    for (; block + TILE_BLOCKS <= blocks; block += TILE_BLOCKS)
-        rows_of_tiles<TILE_BLOCKS>(a, rows, words, weight + block * words * 16, block, emit);
-    for (; block < blocks; block++) rows_of_tiles<1>(a, rows, words, weight + block * words * 16, block, emit);
+    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS)
+        rows_of_tiles<COUNT_BLOCKS>(a, rows, halves.of(weight + block * words * 16, words), block, emit);
+    for (; block < blocks; block++)
+        rows_of_tiles<1>(a, rows, halves.of(weight + block * words * 16, words), block, emit);
 }
 
 // Integer accumulators.

@@ -49,6 +49,8 @@ SIMD M16 mask_from_bits(uint32_t a) { return (M16)a; }
 // Counts are final at once: VPOPCNTD counts whole lanes.
 #define COUNTS_AT_MOST (1 << 20)
 #define COUNTS_ARE_WIDE true
+#define COUNT_ROWS 7
+#define COUNT_BLOCKS 3
 SIMD I16 count_bits(I16 a) { return _mm512_popcnt_epi32(a); }
 SIMD I16 add_counts(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 SIMD I16 widen_counts(I16 a) { return a; }
@@ -56,6 +58,8 @@ SIMD I16 widen_counts(I16 a) { return a; }
 // Counts of single bytes, looked up per half byte; a byte holds the sum of 31 of them.
 #define COUNTS_AT_MOST 31
 #define COUNTS_ARE_WIDE false
+#define COUNT_ROWS 4
+#define COUNT_BLOCKS 2
 SIMD I16 count_bits(I16 a) {
     const I16 table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     const I16 low = _mm512_set1_epi8(15);
@@ -64,6 +68,13 @@ SIMD I16 count_bits(I16 a) {
     return _mm512_add_epi8(first, second);
 }
 SIMD I16 add_counts(I16 a, I16 b) { return _mm512_add_epi8(a, b); }
+// Sum of three bits in each place: its ones replace `a`, its twos are returned.
+#define CARRIES
+SIMD I16 sum_bits(I16& a, I16 b, I16 c) {
+    const I16 twos = _mm512_ternarylogic_epi32(a, b, c, 0xe8);
+    a = _mm512_ternarylogic_epi32(a, b, c, 0x96);
+    return twos;
+}
 SIMD I16 widen_counts(I16 a) {
     return _mm512_madd_epi16(_mm512_maddubs_epi16(a, _mm512_set1_epi8(1)), _mm512_set1_epi16(1));
 }

@@ -10,6 +10,8 @@ struct M16 { uint32x4_t v[4]; };  // all bits of a lane set, or none
 
 #define TILE_ROWS 4
 #define TILE_BLOCKS 1
+#define COUNT_ROWS 4
+#define COUNT_BLOCKS 1
 #define QUADS for (int i = 0; i < 4; i++)
 
 SIMD I16 zero() { I16 r; QUADS r.v[i] = vdupq_n_u32(0); return r; }

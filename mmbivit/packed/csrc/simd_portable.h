@@ -10,6 +10,8 @@ typedef uint32_t M16;
 
 #define TILE_ROWS 2
 #define TILE_BLOCKS 1
+#define COUNT_ROWS 2
+#define COUNT_BLOCKS 1
 #define LANES for (int i = 0; i < 16; i++)
 
 SIMD I16 zero() { I16 r; LANES r.v[i] = 0; return r; }
