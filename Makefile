@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 OPENMMLAB_BIN := .venv-openmmlab/bin
 OPENMMLAB_STAMP := .venv-openmmlab/.installed
 
-.PHONY: demo test test-openmmlab lint install clean
+.PHONY: demo test test-openmmlab test-sanitizers lint install clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
@@ -19,6 +19,26 @@ test-openmmlab: $(OPENMMLAB_STAMP)
 	$(OPENMMLAB_BIN)/python -m pytest -n 2 --dist worksteal --durations=5 tests/test_families.py tests/test_detectors.py \
 		tests/engine/test_resumable_training_hook.py tests/robustness/test_killed_runs.py \
 		tests/apis/test_train_classifier.py tests/apis/test_predict.py
+
+# The kernels in a copy of the tree, compiled so that the process ends at an access outside its memory or at undefined
+# behaviour (gcc on Linux). To compile them takes minutes, so that CI does without.
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZED_TESTS ?= tests/packed tests/deploy/test_plans.py tests/deploy/test_packed_swin.py tests/deploy/test_packed_vit.py \
+	tests/deploy/test_packed_nest.py tests/deploy/test_packed_detectors.py
+test-sanitizers: BIN_PATH = $(abspath $(BIN))
+test-sanitizers: $(STAMP)
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)
+	cp -R LICENSE README.md configs mmbivit model-index.yml pyproject.toml setup.py tests tools $(SANITIZED)
+	rm -f $(SANITIZED)/mmbivit/packed/_kernels*
+	cd $(SANITIZED) && CFLAGS="$(SANITIZERS)" CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+		$(BIN_PATH)/python setup.py --quiet build_ext --inplace --debug
+	grep -q __asan_init $(SANITIZED)/mmbivit/packed/_kernels*
+	cd $(SANITIZED) && export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" && \
+		MMBIVIT_KERNELS=portable $(BIN_PATH)/python -c "from mmbivit.packed import kernels; print(*kernels.available_paths())" && \
+		$(BIN_PATH)/python -m pytest --capture=sys -p no:cacheprovider $(SANITIZED_TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
