@@ -9,7 +9,16 @@ from rich.console import Console
 import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
-from mmbivit.demo import FULL, QUICK, demo_steps, draw_comparison, predict_scenes, report_table, run_steps
+from mmbivit.demo import (
+    FULL,
+    QUICK,
+    demo_steps,
+    draw_comparison,
+    measure_speed,
+    predict_scenes,
+    report_table,
+    run_steps,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +45,7 @@ def main() -> None:
             sys.exit("\nInterrupted. Run the same command again to go on from here.")
         figure = draw_comparison(out / "data", predict_scenes(plan, out, count=7))
         figure.savefig(out / "detections.png")
-        table = report_table(plan, out, seconds)
+        table = report_table(plan, out, seconds, measure_speed(plan, out))
         console.print(table)
         with open(out / "table.txt", "w") as file:
             Console(file=file, width=100).print(table)

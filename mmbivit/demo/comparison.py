@@ -17,6 +17,7 @@ from mmbivit.datasets import DigitScenes
 from mmbivit.deploy import load
 from mmbivit.report.plots.detections import read_annotations, read_detections, read_images
 
+from .speed import Speed
 from .steps import DemoPlan
 
 if TYPE_CHECKING:
@@ -42,9 +43,15 @@ def detector_sizes(config: str) -> tuple[ModelSize, ModelSize]:
     return model_size(detector.backbone), model_size(detector)
 
 
-def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
+def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float], speed: Speed) -> Table:
     """Make the table of the detectors: AP, sizes and times."""
-    table = Table(title=f"Digit scenes, {plan.val} validation images", caption="sizes: backbone / whole detector")
+    caption = (
+        "sizes: backbone / whole detector\n"
+        "ms per image: from a decoded image to boxes and masks, one at a time,\n"
+        f"the detectors in turn; median of {speed.images} images, threads: {speed.threads}\n"
+        "(SI-BiViT simulates bits with floats, SI-BiViT packed computes with bits)"
+    )
+    table = Table(title=f"Digit scenes, {plan.val} validation images", caption=caption)
     for column in ("", "float Mask R-CNN", "SI-BiViT", "SI-BiViT packed"):
         table.add_column(column, justify="right" if column else "left")
     metrics = [read_metrics(out / f"{name}_eval") for name in ("float", "sibivit", "packed")]
@@ -67,6 +74,7 @@ def report_table(plan: DemoPlan, out: Path, seconds: dict[str, float]) -> Table:
     for name, kinds in (("train", ("float", "binary")), ("test", ("float", "binary", "packed"))):
         times = (seconds[f"{name}_{kind}"] for kind in kinds)
         table.add_row(f"{name} time", *(f"{time // 60:.0f} min {time % 60:.0f} s" for time in times))
+    table.add_row("ms per image", *(f"{speed.milliseconds[kind]:.1f}" for kind in ("float", "binary", "packed")))
     return table
 
 

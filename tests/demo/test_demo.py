@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import MODELS, DefaultScope
 from pycocotools import mask as mask_utils
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from mmbivit import get_config
 from mmbivit.datasets import DigitScenes, make_digit_scenes
 from mmbivit.demo.comparison import draw_comparison, read_metrics, report_table
+from mmbivit.demo.speed import Speed, times_in_turn
 from mmbivit.demo.steps import FULL, QUICK, Step, _run_logged, run_steps
 from mmbivit.deploy import pack, save
 
@@ -81,7 +83,9 @@ def test_table_has_the_newest_metrics_and_the_sizes(tmp_path, console):
     with DefaultScope.overwrite_default_scope("mmdet"):
         detector = MODELS.build(copy.deepcopy(cfg.model))
     save(pack(detector), tmp_path / "sibivit.safetensors", cfg)
-    console.print(report_table(QUICK, tmp_path, seconds))
+    speed = Speed(dict(float=50.25, binary=100.0, packed=12.5), images=7, threads=3)
+    console.print(report_table(QUICK, tmp_path, seconds, speed))
+    assert "median of 7 images" in console.file.getvalue() and "threads: 3" in console.file.getvalue()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
     table = {row[0]: row[1:] for row in rows if len(row) == 4}
     assert table["mask AP50"] == ["0.250", "0.500", "0.500"]
@@ -91,7 +95,27 @@ def test_table_has_the_newest_metrics_and_the_sizes(tmp_path, console):
     # what is stored has norms folded away and channels padded
     assert abs(float(counted[1].split()[0]) - float(stored[2].split()[0])) < 0.1
     assert table["of them binary"][0] == "0.00 / 0.00 M"
+    assert table["ms per image"] == ["50.2", "100.0", "12.5"]
     assert table["training iterations"][:2] == ["60", "60 float + 60"]
+
+
+def test_detectors_are_timed_in_turn_and_the_first_image_twice(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr("mmbivit.demo.speed.time.perf_counter", lambda: now[0])
+
+    class Model:
+        def __init__(self, name, milliseconds):
+            self.name, self.milliseconds = name, iter(milliseconds)
+
+        def test_step(self, item):
+            assert not torch.is_grad_enabled()
+            calls.append((self.name, item))
+            now[0] += next(self.milliseconds) / 1000
+
+    models = dict(slow=Model("slow", [900, 30, 10, 20]), fast=Model("fast", [1, 3, 1, 2]))
+    found = times_in_turn(models, [5, 6, 7])
+    assert found == pytest.approx(dict(slow=20, fast=2))  # what warms up does not count
+    assert calls == [(name, item) for item in (5, 5, 6, 7) for name in ("slow", "fast")]
 
 
 def test_comparison_draws_a_column_a_scene_and_only_confident_detections(tmp_path):
