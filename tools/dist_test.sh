@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate in several processes on one machine: one per GPU, or on CPUs if there is none.
+# Evaluate in several processes on one machine: one per GPU, or on CPUs if there is none, or if the checkpoint is packed.
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT say which this is and where the first one is.
 set -euo pipefail
 if [ $# -lt 3 ]; then

@@ -11,14 +11,13 @@ from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from mmbivit.checks import UserError
 from mmbivit.datasets.timm_dataset import to_rgb
 from mmbivit.models import ImageClassifier
 
-from .images import load_usable, transforms_of
+from .images import load_usable, progress, transforms_of
 
 __all__ = ["classification_transform", "classify", "load_image"]
 
@@ -28,9 +27,8 @@ MAX_RATIO = 1000  # of the sides of an image; with 256 rows it has 256000 column
 def classify(
     model: ImageClassifier,
     cfg: Config,
-    files: Sequence[Path],
+    batches: Sequence[Sequence[Path]],
     out_dir: str | Path | None,
-    batch_size: int,
     max_pixels: int,
 ) -> tuple[list[dict[str, Any]], dict[Path, str]]:
     """Classify image files, and return the results and the problems; see :func:`mmbivit.apis.predict`.
@@ -38,17 +36,15 @@ def classify(
     Args:
         model: the classifier, in evaluation mode.
         cfg: a config with its transforms of test images.
-        files: the images.
+        batches: the images, as they go through the network.
         out_dir: where the results are written, if anywhere.
-        batch_size: images per forward pass.
         max_pixels: an image of more pixels is not decoded.
     """
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
         transform = classification_transform(cfg)
     results, problems = [], {}
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    for batch in track(batches, description="Classifying", console=Console(stderr=True)):
-        loaded = load_usable(batch, lambda file: load_image(file, transform), problems, max_pixels)
+    usable = load_usable(batches, lambda file: load_image(file, transform), problems, max_pixels)
+    for loaded in progress("Classifying", usable, len(batches), Console(stderr=True)):
         if loaded:
             inputs = torch.stack([image for _, image in loaded])
             with torch.no_grad():

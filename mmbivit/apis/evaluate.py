@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
@@ -26,6 +27,7 @@ from mmbivit.engine.device import distributed, set_launcher
 from mmbivit.engine.quiet import quiet
 from mmbivit.engine.run_settings import check_run_settings
 from mmbivit.engine.runner import build_runner
+from mmbivit.engine.threads import processes_of_this_machine, share_threads
 from mmbivit.engine.unwrapping import unwrapped_model
 from mmbivit.files import check_writable
 
@@ -64,7 +66,7 @@ def evaluation_config(
         wait_time: seconds that each window of ``show`` stays.
         tta: average over the image and its mirror image; for detectors, boxes only.
         cfg_options: changes by dotted key.
-        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``; for a packed file ``none`` or ``pytorch``.
         data_root: folder of the data set, in COCO's layout for a detector, with class folders for a classifier.
 
     Raises:
@@ -78,7 +80,7 @@ def evaluation_config(
     if route.packed:
         _refuse_for_packed(checkpoint, tta, launcher, cfg_options)
     set_work_dir(cfg, work_dir)
-    set_launcher(cfg, launcher)
+    set_launcher(cfg, launcher, route.device)
     cfg.load_from = str(checkpoint)
     cfg.resume = False
     if data_root is not None:
@@ -114,12 +116,14 @@ def evaluate(cfg: Config, out: str | Path | None = None) -> dict[str, float]:
     check_run_settings(cfg, ["test"])
     notes = check_coco_data(cfg, modes=["test"])
     check_image_data(cfg, modes=["test"])
-    with distributed(cfg), without_formulas():
+    with distributed(cfg, find_route(cfg, cfg.load_from).device), without_formulas():
         route = find_route(cfg, str(checkpoint_path(cfg.load_from)))
         return _evaluate(cfg, route, out, notes)
 
 
 def _evaluate(cfg: Config, route: Route, out: str | Path | None, notes: Iterable[str]) -> dict[str, float]:
+    if route.packed:
+        notes = [*notes, f"Packed: {get_world_size()} processes with {share_threads()} threads here."]
     packed = _load_packed(route) if route.packed else None
     if packed is not None:
         cfg.model.backbone = dict(packed.backbone.options, type=f"mmbivit.{type(packed.backbone).__name__}")
@@ -138,6 +142,9 @@ def _evaluate(cfg: Config, route: Route, out: str | Path | None, notes: Iterable
     print_log(f"Load checkpoint from {route.checkpoint}", "current")
     if out is not None:
         runner.test_evaluator.metrics.append(_dump_metric(route.kind, str(out)))
+    if packed is not None and processes_of_this_machine() < get_world_size():
+        for metric in runner.test_evaluator.metrics:
+            metric.collect_device = "gpu"  # by messages, also between CPUs: machines may have no folder in common
     return runner.test()
 
 
@@ -153,8 +160,8 @@ def _refuse_for_packed(checkpoint: str | Path, tta: bool, launcher: str, cfg_opt
     """Raise a ValueError for options that a packed file cannot follow."""
     if tta:
         raise UserError(f"--tta is for checkpoints of training, and {checkpoint} is packed: test it as it will run")
-    if launcher != "none":
-        raise UserError(f"--launcher {launcher}: {checkpoint} is packed, which one process evaluates with its threads")
+    if launcher not in ("none", "pytorch"):
+        raise UserError(f"--launcher {launcher}: {checkpoint} is packed; use tools/dist_test.sh, or --launcher pytorch")
     for key in cfg_options or {}:
         if key.startswith("model.backbone"):
             raise UserError(f"--cfg-options {key}: the backbone is that of {checkpoint}, which is packed")

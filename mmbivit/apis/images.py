@@ -1,22 +1,27 @@
 """Image files for predictions: those that cannot be used are noted, and the others are predicted."""
 
 import glob
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from mmbivit.checks import UserError
 from mmbivit.datasets.wrappers import inner_dataset
 
-__all__ = ["MAX_PIXELS", "check_is_image", "find_images", "load_usable", "transforms_of"]
+__all__ = ["MAX_PIXELS", "check_is_image", "find_images", "load_usable", "progress", "transforms_of"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+THREADS, BATCHES_AHEAD = 2, 2  # for loading; batches that wait take memory
 MAX_PIXELS = 50_000_000  # a detector that draws its detections takes about 150 bytes for each, a classifier 7
 
 
@@ -68,30 +73,58 @@ def transforms_of(cfg: Config) -> list[dict[str, Any]]:
     return pipeline
 
 
+def progress(description: str, batches: Iterable[Any], total: int, console: Console | None = None) -> Iterable[Any]:
+    """Show a bar while batches are used; of several processes the first shows it."""
+    return track(batches, description, total, console=console, disable=get_rank() != 0)
+
+
 def load_usable(
-    files: Iterable[Path], load: Callable[[Path], Any], problems: dict[Path, str], max_pixels: int
-) -> list[tuple[Path, Any]]:
-    """Load images, and note what is wrong with those that cannot be used.
+    batches: Iterable[Sequence[Path]], load: Callable[[Path], Any], problems: dict[Path, str], max_pixels: int
+) -> Iterator[list[tuple[Path, Any]]]:
+    """Load images in batches, the next ones by threads while this one is used, and note which cannot be used.
 
     Args:
-        files: the images.
+        batches: the images.
         load: makes what the network takes of a file; raises an OSError or a ValueError for an image that it cannot use.
         problems: gets a line that names the file, for each image that cannot be used.
         max_pixels: an image of more pixels is not decoded.
 
-    Returns:
-        The files that could be used, with what ``load`` made of them.
+    Yields:
+        Of each batch the files that could be used, with what ``load`` made of them.
     """
-    loaded = []
-    for file in files:
+
+    def attempt(file: Path) -> tuple[Any, str | None]:
         try:
-            with _no_limit_of_pillow():
-                check_is_image(file)
-                _check_size(file, max_pixels)
-                loaded.append((file, load(file)))
+            check_is_image(file)
+            _check_size(file, max_pixels)
+            return load(file), None
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            problems[file] = reason if str(file) in reason else f"{file}: {reason}"
+            return None, reason if str(file) in reason else f"{file}: {reason}"
+
+    # OpenCV and Pillow decode without Python's lock.
+    pool = ThreadPoolExecutor(THREADS, "images")
+    waiting: deque[list[tuple[Path, Future]]] = deque()
+    with _no_limit_of_pillow():
+        try:
+            for batch in batches:
+                waiting.append([(file, pool.submit(attempt, file)) for file in batch])
+                if len(waiting) > BATCHES_AHEAD:
+                    yield _usable(waiting.popleft(), problems)
+            while waiting:
+                yield _usable(waiting.popleft(), problems)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _usable(batch: Iterable[tuple[Path, Future]], problems: dict[Path, str]) -> list[tuple[Path, Any]]:
+    loaded = []
+    for file, future in batch:
+        item, problem = future.result()
+        if problem is None:
+            loaded.append((file, item))
+        else:
+            problems[file] = problem
     return loaded
 
 

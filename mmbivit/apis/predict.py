@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +18,9 @@ from torch import nn
 from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import UserError, check_integer, check_number
 from mmbivit.deploy import load
+from mmbivit.engine.device import distributed
 from mmbivit.engine.quiet import quiet
+from mmbivit.engine.threads import share_threads
 from mmbivit.files import check_writable
 
 from .checkpoints import load_trained_model
@@ -30,6 +34,7 @@ from .route import Route, find_route, refuse_packed_file
 __all__ = ["predict", "print_predictions"]
 
 SCORE_THR, TOPK = 0.3, 5
+SECONDS_PER_WEEK = 7 * 24 * 3600
 
 
 @quiet()
@@ -44,6 +49,7 @@ def predict(
     device: str | None = None,
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
+    launcher: str = "none",
 ) -> list[dict[str, Any]]:
     """Detect objects in images, or classify them, with the transforms of the config's test data.
 
@@ -60,6 +66,9 @@ def predict(
         device: such as ``cuda:0``; the best available by default.
         batch_size: images per forward pass.
         max_pixels: an image of more pixels is not decoded.
+        launcher: ``pytorch`` if torchrun has started several processes, which take a share of the images each; for
+            packed files. What is returned and raised is that of all images, in each process. On several machines,
+            each writes into its own ``out_dir`` unless they share it.
 
     Returns:
         For each image in their order a dict of ``img_path``, and of a detector ``json_file``, of a classifier
@@ -81,16 +90,52 @@ def predict(
     if route.kind == "detector" or out_dir is not None:
         _check_out_dir(out_dir)
     files = find_images(images, unique_names=out_dir is not None)
-    model, cfg = _load(route, cfg, device)
-    if route.kind == "detector":
-        score_thr = SCORE_THR if score_thr is None else score_thr
-        results, problems = detect(model, cfg, files, out_dir, score_thr, batch_size, max_pixels)
-    else:
-        model.topk = min(TOPK if topk is None else topk, model.head.out_features)
-        results, problems = classify(model, cfg, files, out_dir, batch_size, max_pixels)
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    with _processes(launcher, route, batches):
+        if launcher != "none":
+            share_threads()
+            batches = batches[get_rank() :: get_world_size()]  # whole ones, as images of a batch share their size
+        model, cfg = _load(route, cfg, device)
+        if route.kind == "detector":
+            score_thr = SCORE_THR if score_thr is None else score_thr
+            results, problems = detect(model, cfg, batches, out_dir, score_thr, max_pixels)
+        else:
+            model.topk = min(TOPK if topk is None else topk, model.head.out_features)
+            results, problems = classify(model, cfg, batches, out_dir, max_pixels)
+        if launcher != "none":
+            results, problems = _of_all_processes(files, results, problems)
     if problems:
         raise UnusableImagesError(results, problems)
     return results
+
+
+def _processes(launcher: str, route: Route, batches: list[list[Path]]) -> AbstractContextManager[None]:
+    """Make a context in which the processes of a launcher are connected, with the same images each.
+
+    Raises:
+        ValueError: for a launcher that cannot be; inside, if the processes differ.
+    """
+    if launcher not in ("none", "pytorch"):
+        raise UserError(f"--launcher {launcher}; allowed: none, pytorch")
+    if launcher != "none" and not route.packed:
+        raise UserError(f"--launcher {launcher} is for packed files, and {route.checkpoint} is none")
+    images = [[str(file) for file in batch] for batch in batches]
+    # The first to end waits for the others, which may take long.
+    connection = dict(backend="gloo", timeout=SECONDS_PER_WEEK)
+    return distributed(Config(dict(launcher=launcher, images=images, env_cfg=dict(dist_cfg=connection))), "cpu")
+
+
+def _of_all_processes(
+    files: Sequence[Path], results: list[dict[str, Any]], problems: dict[Path, str]
+) -> tuple[list[dict[str, Any]], dict[Path, str]]:
+    """Return the results and the problems of all processes, in the order of the files."""
+    place = {file: i for i, file in enumerate(files)}  # the folder may have another path on another machine
+    mine = {place[Path(result["img_path"])]: result for result in results}
+    found, wrong = {}, {}
+    for share in all_gather_object((mine, {place[file]: line for file, line in problems.items()})):
+        found |= share[0]
+        wrong |= share[1]
+    return [found[i] for i in sorted(found)], {files[i]: wrong[i] for i in sorted(wrong)}
 
 
 def _check_options(

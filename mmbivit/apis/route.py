@@ -33,6 +33,11 @@ class Route:
     checkpoint: str | Path
     source: str | Path
 
+    @property
+    def device(self) -> str | None:
+        """Where the network has to run: a packed one on the CPU, ``None`` for any device."""
+        return "cpu" if self.packed else None
+
     def refuse_options(self, **options: Any) -> None:
         """Refuse options of the command line that the other kind has.
 

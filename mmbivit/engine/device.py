@@ -29,11 +29,16 @@ LAUNCHER_VARIABLES = {
 }
 
 
-def set_launcher(cfg: Config, launcher: str) -> None:
+def set_launcher(cfg: Config, launcher: str, device: str | None = None) -> None:
     """Set who starts the processes, add the hook that keeps them together, and adapt the config to CPUs if need be.
 
     MMEngine's defaults take one GPU per process for granted. On CPUs the backend is gloo, DDP gets no device, and
     SyncBN is our own (see :class:`mmbivit.engine.CpuDistributedDataParallel`).
+
+    Args:
+        cfg: the config.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        device: ``cpu`` for what runs there on any machine; the best there is by default.
 
     Raises:
         ValueError: for two-stage training by a strategy that cannot do it; on a machine without GPU, for a launcher
@@ -46,7 +51,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     hooks = cfg.get("custom_hooks") or []
     if not any(hook.get("type") == "mmbivit.RanksHook" for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type="mmbivit.RanksHook")]
-    if get_device() == "cpu":
+    if (device or get_device()) == "cpu":
         _adapt_to_cpus(cfg)
 
 
@@ -97,10 +102,14 @@ def _replace_mm_sync_bn(node: Any) -> None:
 
 
 @contextmanager
-def distributed(cfg: Config) -> Iterator[None]:
+def distributed(cfg: Config, device: str | None = None) -> Iterator[None]:
     """Connect the processes, if there are several and they are not connected yet, and part them at the end.
 
     MMEngine's runner, when it is built inside, finds them connected.
+
+    Args:
+        cfg: the config, after :func:`set_launcher`.
+        device: as given there.
 
     Raises:
         ValueError: if nobody has started the processes as the launcher does, if there are more than GPUs, for an
@@ -109,7 +118,7 @@ def distributed(cfg: Config) -> Iterator[None]:
     if cfg.launcher == "none" or is_distributed():
         yield
         return
-    _connect(cfg)
+    _connect(cfg, device or get_device())
     check_same_config(cfg)
     try:
         yield
@@ -128,13 +137,13 @@ def distributed(cfg: Config) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def _connect(cfg: Config) -> None:
-    _check_environment(cfg.launcher)
+def _connect(cfg: Config, device: str) -> None:
+    _check_environment(cfg.launcher, device)
     options = dict((cfg.get("env_cfg") or {}).get("dist_cfg") or {})
     timeout = options.get("timeout")
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         raise UserError(f"env_cfg.dist_cfg.timeout={timeout!r}; allowed: a number of seconds, more than 0")
-    if get_device() != "cpu":
+    if device != "cpu":
         init_dist(cfg.launcher, **options)
         return
     # MMEngine's init_dist selects a GPU first, and would also turn seconds into a timedelta.
@@ -143,14 +152,14 @@ def _connect(cfg: Config) -> None:
     torch.distributed.init_process_group(**options)
 
 
-def _check_environment(launcher: str) -> None:
+def _check_environment(launcher: str, device: str) -> None:
     missing = [name for name in LAUNCHER_VARIABLES[launcher] if name not in os.environ]
     if missing:
         raise UserError(
             f"--launcher {launcher}: {', '.join(missing)} not set, so no launcher has started this process; use "
             "tools/dist_train.sh, tools/slurm_train.sh or mpirun, or leave --launcher out for a single process"
         )
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
     if launcher == "pytorch" and 0 < gpus <= (rank := int(os.environ.get("LOCAL_RANK", 0))):
         raise UserError(f"process {rank + 1} of this machine has no GPU of its own, there are {gpus}; start {gpus}")
 

@@ -333,7 +333,7 @@ def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_
     options = {"model.roi_head.bbox_head.fc_out_channels": 5, "experiment_name": f"{tmp_path.name}_5"}
     refuse("does not fit the config's model: size mismatch for roi_head.bbox_head", cfg_options=options)
     refuse("--tta is for checkpoints of training", tta=True)
-    refuse("--launcher pytorch: .* is packed", launcher="pytorch")
+    refuse("--launcher slurm: .* is packed; use tools/dist_test.sh", launcher="slurm")
     refuse("--cfg-options model.backbone.mlp_ratio: ", cfg_options={"model.backbone.mlp_ratio": 4})
     with pytest.raises(FileNotFoundError, match=r"checkpoint no.safetensors does not exist"):
         tested(Path("no.safetensors"))

@@ -1,15 +1,17 @@
 """Predictions for image files: what all networks have in common, and detections."""
 
 import json
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as rle
 
 from mmbivit.apis import UnusableImagesError, predict
-from mmbivit.apis.images import find_images
+from mmbivit.apis.images import find_images, load_usable
 from tests.apis.damaged_images import USABLE, check_problems, write_images
 
 
@@ -79,6 +81,43 @@ def test_good_images_are_predicted_and_bad_ones_named(configs, float_checkpoint,
     assert all(len(json.loads(result["json_file"].read_text())["scores"]) == 5 for result in results)
     assert sorted(path.name for path in (out / "vis").iterdir()) == list(USABLE)
     assert not any("Bomb" in type(warning).__name__ or "bomb" in str(warning.message) for warning in recwarn)
+
+
+def test_the_next_images_are_loaded_while_some_are_used(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(12)]
+    for file in files:
+        cv2.imwrite(str(file), np.zeros((4, 4, 3), np.uint8))
+    files[5].write_text("no image")
+    loaded, problems, limit = [], {}, Image.MAX_IMAGE_PIXELS
+
+    def load(file: Path) -> str:
+        loaded.append(file)
+        return file.stem
+
+    batches = [files[i : i + 2] for i in range(0, 12, 2)]
+    usable = load_usable(batches, load, problems, 100)
+    assert not loaded
+    assert next(usable) == [(files[0], "0"), (files[1], "1")]
+    deadline = time.monotonic() + 10
+    while len(loaded) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert sorted(loaded) == sorted(files[:5])  # two batches ahead, not all of a folder; one file is no image
+    assert [[stem for _, stem in batch] for batch in usable] == [
+        ["2", "3"],
+        ["4"],
+        ["6", "7"],
+        ["8", "9"],
+        ["10", "11"],
+    ]
+    assert list(problems) == [files[5]] and limit == Image.MAX_IMAGE_PIXELS
+
+    def fail(file: Path) -> None:
+        raise RuntimeError(file.stem)
+
+    with pytest.raises(RuntimeError, match="^0$"):  # a defect, which is not the image's
+        list(load_usable(batches, fail, problems, 100))
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_without_any_good_image_nothing_is_predicted(configs, float_checkpoint, folder, tmp_path):
