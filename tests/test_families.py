@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -92,21 +93,30 @@ def average_precision(log: str) -> float:
 
 
 @pytest.mark.slow
-def test_a_trained_detector_is_evaluated_packed_and_predicts(whole, config, coco, tmp_path):
+def test_a_trained_detector_is_evaluated_packed_and_predicts(whole, config, coco, tmp_path, monkeypatch):
+    def run(tool: str, *arguments: object) -> None:
+        """Run a tool in this process: another would spend most of its time on imports."""
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+
+    def evaluated(file: Path, name: str) -> float:
+        options = ["--work-dir", tmp_path / name, "--cfg-options", f"experiment_name={tmp_path.name}_{name}"]
+        run("test.py", config, file, *options)
+        (log,) = (tmp_path / name).glob("*/*.log")
+        return average_precision(log.read_text())
+
     weights, packed = whole / f"iter_{ITERATIONS}.pth", tmp_path / "packed.safetensors"
     (log,) = whole.glob("*/*.log")
-    precision = average_precision(call("test.py", config, weights, "--work-dir", tmp_path))
+    precision = evaluated(weights, "tested")
     assert precision == average_precision(log.read_text())
 
-    call("deployment/export_packed.py", config, weights, packed)
+    run("deployment/export_packed.py", config, weights, packed)
     assert packed.stat().st_size < weights.stat().st_size
-    assert average_precision(call("test.py", config, packed, "--work-dir", tmp_path)) == pytest.approx(
-        precision, abs=0.1
-    )
+    assert evaluated(packed, "tested_packed") == pytest.approx(precision, abs=0.1)
 
     (image, *_) = sorted((coco / "val2017").iterdir())
-    call("predict.py", config, weights, image, "--out-dir", tmp_path / "simulated")
-    call("deployment/predict_packed.py", packed, image, "--out-dir", tmp_path / "packed")
+    run("predict.py", config, weights, image, "--out-dir", tmp_path / "simulated")
+    run("deployment/predict_packed.py", packed, image, "--out-dir", tmp_path / "packed")
     found = [
         json.loads((tmp_path / name / "preds" / f"{image.stem}.json").read_text()) for name in ("simulated", "packed")
     ]
