@@ -20,7 +20,7 @@ import mmbivit  # noqa: F401
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.engine.toy import ToyData, ToyModel, make_runner, save_teacher, teacher_cfg
 
-KILLS = 8  # of each scenario, unless it is done before
+KILLS = 6  # of each scenario, unless it is done before
 EPOCHS, ITERATIONS = 6, 24
 
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)
