@@ -118,7 +118,7 @@ def distributed(cfg: Config, device: str | None = None) -> Iterator[None]:
     if cfg.launcher == "none" or is_distributed():
         yield
         return
-    _connect(cfg, device or get_device())
+    _connect(cfg, device)
     check_same_config(cfg)
     try:
         yield
@@ -137,13 +137,13 @@ def distributed(cfg: Config, device: str | None = None) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def _connect(cfg: Config, device: str) -> None:
+def _connect(cfg: Config, device: str | None) -> None:
     _check_environment(cfg.launcher, device)
     options = dict((cfg.get("env_cfg") or {}).get("dist_cfg") or {})
     timeout = options.get("timeout")
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         raise UserError(f"env_cfg.dist_cfg.timeout={timeout!r}; allowed: a number of seconds, more than 0")
-    if device != "cpu":
+    if (device or get_device()) != "cpu":
         init_dist(cfg.launcher, **options)
         return
     # MMEngine's init_dist selects a GPU first, and would also turn seconds into a timedelta.
@@ -152,7 +152,7 @@ def _connect(cfg: Config, device: str) -> None:
     torch.distributed.init_process_group(**options)
 
 
-def _check_environment(launcher: str, device: str) -> None:
+def _check_environment(launcher: str, device: str | None) -> None:
     missing = [name for name in LAUNCHER_VARIABLES[launcher] if name not in os.environ]
     if missing:
         raise UserError(
