@@ -90,6 +90,10 @@ def test_three_processes_do_what_one_does_with_the_whole_batch(classifier, tmp_p
     result = dist_train(classifier.config, 3, tmp_path, *classifier.options, "train_dataloader.batch_size=2")
     assert result.returncode == 0, result.stderr[-3000:]
 
+    log = result.stdout  # of one process
+    assert log.count("Stage 2 from iteration ") == len(re.findall(r"Epoch\(val\) \[2\].*accuracy/top1: ", log)) == 1
+    assert log.count("images_per_s: ") == log.count("loss_cls: ") == 6
+
     single, ranks = classifier.single, notes(tmp_path, 3)
     assert ["loss_distill" in losses for losses in single["losses"]] == [True] * SWITCH + [False] * 3
     for i, losses in enumerate(single["losses"]):
@@ -141,14 +145,11 @@ def test_killed_at_the_switch_and_resumed_the_processes_stay_equal(detector, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failure", ["0:save:raise", "1:val:kill"])
-def test_an_error_in_one_process_ends_the_job(classifier, tmp_path, failure):
+def test_an_error_in_one_process_ends_the_job(classifier, tmp_path):
     options = [*classifier.options, "train_dataloader.batch_size=3"]
-    result = dist_train(classifier.config, 2, tmp_path, *options, failure=failure)
+    result = dist_train(classifier.config, 2, tmp_path, *options, failure="0:save:raise")
     assert result.returncode != 0
-    rank, _, kind = failure.split(":")
-    text = "RuntimeError: made to fail in save" if kind == "raise" else "Signal 9 (SIGKILL) received"
-    assert text in result.stderr and f"rank      : {rank}" in result.stderr
+    assert "RuntimeError: made to fail in save" in result.stderr and "rank      : 0" in result.stderr
     assert not (tmp_path / "rank0.pth").exists()
 
 
