@@ -44,13 +44,16 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
-def test_workers_of_a_killed_process_end(start_method):
-    process = subprocess.Popen([sys.executable, __file__, start_method], stdout=subprocess.PIPE, text=True)
-    pids = [int(word) for word in process.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(runs, pids))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_workers_of_a_killed_process_end():
+    processes = [
+        subprocess.Popen([sys.executable, __file__, start_method], stdout=subprocess.PIPE, text=True)
+        for start_method in ("fork", "forkserver")
+    ]
+    pids = [int(word) for process in processes for word in process.stdout.readline().split()]
+    assert len(pids) == 4 and all(map(runs, pids))
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     deadline = time.monotonic() + 20
     while any(map(runs, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
