@@ -14,7 +14,18 @@ from .functional import (
     straight_through,
     threshold_mask,
 )
-from .layers import BinaryLayer, BinaryLinear, HeadNorm, HeadShortcut, ResidualBinaryLinear, RPReLU, repeat_or_average
+from .layers import (
+    BinaryLayer,
+    BinaryLinear,
+    HeadNorm,
+    HeadShortcut,
+    ResidualBinaryLinear,
+    RPReLU,
+    keep_bits,
+    product_and_act,
+    repeat_or_average,
+    scaled_product,
+)
 from .learned_scale import LearnedScale
 from .quantizers import (
     ActivationQuantizer,
@@ -55,11 +66,14 @@ __all__ = [
     "binarize_weight",
     "elastic_binary",
     "get_recipe",
+    "keep_bits",
     "num_bytes",
     "pack_bits",
+    "product_and_act",
     "relative_position_index",
     "repeat_or_average",
     "rprelu",
+    "scaled_product",
     "scaled_sign",
     "score_sign",
     "sign",

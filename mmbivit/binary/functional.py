@@ -52,10 +52,10 @@ class _ThresholdSign(torch.autograd.Function):
         grad_x = grad * slope
         if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
             return grad_x, None, None
-        return grad_x, -_sum_to_last(grad_x, ctx.gamma_ndim), None
+        return grad_x, -sum_to_last(grad_x, ctx.gamma_ndim), None
 
 
-def _sum_to_last(x: Tensor, ndim: int) -> Tensor:
+def sum_to_last(x: Tensor, ndim: int) -> Tensor:
     """Sum over all but the last ``ndim`` axes."""
     return x.sum(dim=tuple(range(x.dim() - ndim))) if x.dim() > ndim else x
 
@@ -97,7 +97,7 @@ class _ScaledSign(torch.autograd.Function):
         inside, signs = ctx.saved_tensors
         grad_x = grad * inside
         grad_scale = (grad * signs).flatten(0, -2).sum(0, dtype=torch.float32).view(ctx.groups, -1).sum(1)
-        grad_gamma = -_sum_to_last(grad_x, 1) if ctx.needs_input_grad[2] else None
+        grad_gamma = -sum_to_last(grad_x, 1) if ctx.needs_input_grad[2] else None
         return grad_x, grad_scale / (grad.numel() / ctx.groups) ** 0.5, grad_gamma
 
 
@@ -192,8 +192,8 @@ class _WeightSign(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor, learned: Tensor | None, ste: str, center: str, scale: str) -> Tensor:
-        centred = weight if center == "none" else weight - _mean(weight, center)
-        theta = _mean(weight.abs(), scale) if learned is None else learned[:, None]
+        centred = weight if center == "none" else weight - mean_over(weight, center)
+        theta = mean_over(weight.abs(), scale) if learned is None else learned[:, None]
         signs = sign(centred)
         ctx.ste, ctx.center = ste, center
         ctx.save_for_backward(
@@ -212,11 +212,11 @@ class _WeightSign(torch.autograd.Function):
             grad = (grad if theta is None else grad * theta) * inside
             if ctx.center != "none":
                 # mu depends on every weight: a common shift changes no sign and gets no gradient.
-                grad = grad - _mean(grad, ctx.center)
+                grad = grad - mean_over(grad, ctx.center)
         return grad, grad_learned, None, None, None
 
 
-def _mean(weight: Tensor, over: str) -> Tensor:
+def mean_over(weight: Tensor, over: str) -> Tensor:
     """Mean of each row ``(N, 1)``, or of the whole tensor ``(1, 1)``."""
     return weight.mean(dim=1, keepdim=True) if over == "row" else weight.mean().view(1, 1)
 
@@ -283,16 +283,26 @@ class _RPReLU(torch.autograd.Function):
     def forward(ctx, x: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
         shifted = x - gamma
         ctx.save_for_backward(shifted, slope)
-        return F.prelu(shifted.reshape(-1, x.shape[-1]), slope).view_as(shifted).add_(zeta)
+        return shifted_prelu(shifted, slope, zeta)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shifted, slope = ctx.saved_tensors
-        positive = torch.gt(shifted, 0, out=torch.empty_like(shifted))
-        grad_x = torch.addcmul(grad * slope, grad * positive, 1 - slope)
-        grad_slope = _sum_to_last(grad * shifted.clamp(max=0), 1)
-        return grad_x, -_sum_to_last(grad_x, 1), grad_slope, _sum_to_last(grad, 1)
+        return rprelu_gradients(grad, shifted, slope)
+
+
+def shifted_prelu(shifted: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:
+    """Return ``PReLU(shifted) + zeta``, where ``shifted`` is ``x - gamma``."""
+    return F.prelu(shifted.reshape(-1, shifted.shape[-1]), slope).view(shifted.shape).add_(zeta)
+
+
+def rprelu_gradients(grad: Tensor, shifted: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of ``x``, ``gamma``, ``slope`` and ``zeta``; see :func:`rprelu`."""
+    positive = torch.gt(shifted, 0, out=torch.empty_like(shifted))
+    grad_x = torch.addcmul(grad * slope, grad * positive, 1 - slope)
+    grad_slope = sum_to_last(grad * shifted.clamp(max=0), 1)
+    return grad_x, -sum_to_last(grad_x, 1), grad_slope, sum_to_last(grad, 1)
 
 
 def rprelu(x: Tensor, gamma: Tensor, slope: Tensor, zeta: Tensor) -> Tensor:

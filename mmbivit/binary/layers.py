@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .functional import rprelu
+from .kept import GELU, RELU, ROW_SCALE, RPRELU, Follower, kept_product
 from .learned_scale import FirstBatch, LearnedScale
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
@@ -17,6 +18,9 @@ __all__ = [
     "HeadShortcut",
     "RPReLU",
     "ResidualBinaryLinear",
+    "keep_bits",
+    "product_and_act",
+    "scaled_product",
     "repeat_or_average",
 ]
 
@@ -50,6 +54,7 @@ class BinaryLayer(nn.Module):
     weight: nn.Parameter
     input_quantizer: ActivationQuantizer
     weight_quantizer: WeightQuantizer
+    keep_bits = True
 
     @property
     def binarize_weight(self) -> bool:
@@ -194,7 +199,52 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         )._copy_from(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight))
+
+    def _product(
+        self, x: Tensor, weight: Tensor, follower: Follower | None = None, parameters: tuple[Tensor, ...] = ()
+    ) -> Tensor:
+        """Multiply what the quantizers made."""
+        levels = self.input_quantizer.kept_levels(x)
+        binary_weight = self.weight_quantizer.two_levels
+        if not _keeps(self) or (levels is None and not binary_weight and follower is None):
+            y = F.linear(x, weight, self.bias)
+            return y if follower is None else follower.forward(y, *parameters)
+        return kept_product(x, weight, self.bias, levels, binary_weight, follower, parameters)
+
+
+def _keeps(layer: BinaryLayer) -> bool:
+    return layer.keep_bits and torch.is_grad_enabled()
+
+
+def _observed(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """Return ``act(layer(x))``; what the activation function needs in the backward pass is computed again there.
+
+    Not so where either is being observed, or is not one of those that are known.
+    """
+    if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer) or _observed(act):
+        return act(layer(x))
+    if type(act) is RPReLU:
+        follower, parameters = RPRELU, (act.gamma, act.slope, act.zeta)
+    elif type(act) is nn.GELU and act.approximate == "none":
+        follower, parameters = GELU, ()
+    elif type(act) is nn.ReLU:
+        follower, parameters = RELU, ()
+    else:
+        return act(layer(x))
+    return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), follower, parameters)
+
+
+def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
+    """Return ``alpha[:, None] * layer(x)`` of ``(B, C, n)``; the product is computed again in the backward pass."""
+    if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer):
+        y = layer(x)
+        return y * alpha.to(y.dtype)[:, None]
+    return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), ROW_SCALE, (alpha,))
 
 
 def repeat_or_average(x: Tensor, channels: int) -> Tensor:
@@ -250,7 +300,7 @@ class ResidualBinaryLinear(BinaryLinear):
     def forward(self, x: Tensor) -> Tensor:
         if self.like_float:
             self._start_like_float([x], lambda: [F.linear(x, self.weight)])
-        y = F.linear(self.input_quantizer(self._scaled_input(x)), self._scaled_weight(), self.bias)
+        y = self._product(self.input_quantizer(self._scaled_input(x)), self._scaled_weight())
         if self.norm is not None:
             y = _norm(self.norm, y)
         if self.shortcut:
@@ -283,3 +333,15 @@ class HeadShortcut(nn.Module):
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.flatten(0, -2)).view(x.shape)
+
+
+def keep_bits(network: nn.Module, keep: bool = True) -> None:
+    """Say of all parts of a network whether training keeps bits for the backward pass, or floats.
+
+    Bits are the default. With ``keep=False`` every operation is torch's or one of :mod:`mmbivit.binary.functional`,
+    step by step as it is written there: the specification, with the same values and gradients, for about twice the
+    memory of a float network.
+    """
+    for module in network.modules():
+        if hasattr(module, "keep_bits"):
+            module.keep_bits = keep

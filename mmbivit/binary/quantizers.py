@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError
 
 from .functional import binarize_weight, elastic_binary, scaled_sign, sign_ste
+from .kept import kept_binary_weight, kept_sign
 from .learned_scale import LearnedScale
 
 __all__ = [
@@ -30,9 +31,13 @@ class Quantizer(nn.Module):
     """Base of all quantizers; those of activations and of weights have a base of their own.
 
     Where ``binarize`` is off, a quantizer returns what it would return in a float network.
+
+    Attributes:
+        keep_bits: whether bits are kept for the backward pass where they suffice; see :func:`mmbivit.binary.keep_bits`.
     """
 
     side: ClassVar[Literal["activations", "weights"]]
+    keep_bits = True
 
     def __init__(self):
         super().__init__()
@@ -42,6 +47,10 @@ class Quantizer(nn.Module):
     def bits(self) -> int:
         """Bits of one output value as it is computed now."""
         return 1 if self.binarize else 32
+
+    @property
+    def _keeps_bits(self) -> bool:
+        return self.keep_bits and torch.is_grad_enabled()
 
     def _refuse(self) -> ValueError:
         return UserError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
@@ -69,6 +78,13 @@ class ActivationQuantizer(Quantizer):
         """Return what the bits 0 and 1 stand for, ``(2, groups)``, float64, for equally many adjacent channels each."""
         return torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
 
+    def kept_levels(self, x: Tensor) -> Tensor | None:
+        """Return the two values of an output ``x``, in its dtype, ``(2, C)`` or ``(2, 1)``: the first is not positive.
+
+        A product keeps bits of ``x`` then. ``None``, the default, where there is no such pair of values.
+        """
+        return None
+
 
 class WeightQuantizer(Quantizer):
     """Base of everything that makes weights ``(out_features, in_features)`` 1 bit."""
@@ -78,6 +94,11 @@ class WeightQuantizer(Quantizer):
     def extra_numbers(self, weight: Tensor) -> int:
         """Return how many floats a packed layer keeps beside the bits, without this module's own parameters."""
         return 0
+
+    @property
+    def two_levels(self) -> bool:
+        """Whether each row of the output has two values, one the negative of the other, so that bits can be kept."""
+        return False
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the signs of weights (booleans ``(N, K)``) and the scale of each row ``(N,)``, as if binarized now.
@@ -115,7 +136,11 @@ class RSign(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.binarize:
             return x
-        return sign_ste(x, None if self.gamma is None else self.gamma.to(x.dtype), self.ste)
+        gamma = None if self.gamma is None else self.gamma.to(x.dtype)
+        return kept_sign(x, gamma) if self._keeps_bits and self.ste == "clip" else sign_ste(x, gamma, self.ste)
+
+    def kept_levels(self, x: Tensor) -> Tensor | None:
+        return x.new_tensor([[-1.0], [1.0]]) if self.binarize else None
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -165,6 +190,12 @@ class ScaledSign(ActivationQuantizer):
         alpha = self.scale.positive().detach().double()
         return torch.stack([-alpha, alpha])
 
+    def kept_levels(self, x: Tensor) -> Tensor | None:
+        if not self.binarize:
+            return None
+        alpha = self.scale.positive().detach().to(x.dtype)
+        return torch.stack([-alpha, alpha]).repeat_interleave(x.shape[-1] // len(alpha), dim=1)
+
 
 class ElasticBinary(ActivationQuantizer):
     """Values of an activation function that is not negative, in {0, alpha} with a learned alpha (BiT).
@@ -199,6 +230,12 @@ class ElasticBinary(ActivationQuantizer):
 
     def levels(self) -> Tensor:
         alpha = self.scale.positive().detach().double()
+        return torch.stack([torch.zeros_like(alpha), alpha])
+
+    def kept_levels(self, x: Tensor) -> Tensor | None:
+        if not self.binarize:
+            return None
+        alpha = self.scale.positive().detach().to(x.dtype)
         return torch.stack([torch.zeros_like(alpha), alpha])
 
 
@@ -236,7 +273,14 @@ class WeightSign(WeightQuantizer):
         self.ste, self.center, self.scale = ste, center, scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return binarize_weight(weight, self.ste, self.center, self.scale) if self.binarize else weight
+        if not self.binarize:
+            return weight
+        binarized = kept_binary_weight if self._keeps_bits else binarize_weight
+        return binarized(weight, self.ste, self.center, self.scale)
+
+    @property
+    def two_levels(self) -> bool:
+        return self.binarize
 
     def extra_numbers(self, weight: Tensor) -> int:
         return len(weight) if self.scale == "row" else 1  # theta
@@ -278,7 +322,12 @@ class LearnedScaleWeightSign(WeightQuantizer):
         self.scale.start_from(lambda: weight.detach().float().abs().mean(1))
         if not self.binarize:
             return weight
-        return binarize_weight(weight, self.ste, self.center, self.scale.value.to(weight.dtype))
+        binarized = kept_binary_weight if self._keeps_bits else binarize_weight
+        return binarized(weight, self.ste, self.center, self.scale.value.to(weight.dtype))
+
+    @property
+    def two_levels(self) -> bool:
+        return self.binarize
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         signs = ~torch.signbit(binarize_weight(weight.detach(), self.ste, self.center))

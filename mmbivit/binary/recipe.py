@@ -85,6 +85,8 @@ class Recipe:
         act: ``'rprelu'``, ``'gelu'``, ``'relu'`` or ``'none'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
         norm_eps: what a LayerNorm adds to the variance; a backbone has that of its float weights.
+        keep_bits: whether training keeps bits for the backward pass where they suffice, or floats; see
+            :func:`mmbivit.binary.keep_bits`.
         places: other values of the fields above in some places: the linear layers ``'qkv'``, ``'proj'``, ``'fc1'`` and
             ``'fc2'`` (those of the token mixing are called so, too), and ``'heads'``, the quantizer of queries, keys
             and values. For example ``dict(fc2=dict(activations='elastic'))``.
@@ -112,6 +114,7 @@ class Recipe:
     act: Literal["rprelu", "gelu", "relu", "none"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
     norm_eps: float = 1e-5
+    keep_bits: bool = True
     places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,14 +161,16 @@ class Recipe:
         recipe = self.at(place)
         if recipe.linear == "float":
             return nn.Linear(in_features, out_features, bias=bias)
-        layer = ResidualBinaryLinear if recipe.layer_shortcut else BinaryLinear
-        return layer(
+        kind = ResidualBinaryLinear if recipe.layer_shortcut else BinaryLinear
+        layer = kind(
             in_features,
             out_features,
             bias=bias,
             input_quantizer=recipe.build_input_quantizer(in_features),
             weight_quantizer=recipe._build_weight_quantizer(out_features),
         )
+        layer.keep_bits = recipe.keep_bits
+        return layer
 
     def build_quantizers(self, in_features: int, out_features: int) -> dict[str, ActivationQuantizer | WeightQuantizer]:
         """Build the two quantizers of a binary layer outside blocks, as its arguments: in necks and heads."""
@@ -179,6 +184,11 @@ class Recipe:
         return self.at(place)._build_activation_quantizer(num_features, groups=1)
 
     def _build_activation_quantizer(self, num_features: int, groups: int) -> ActivationQuantizer:
+        quantizer = self._new_activation_quantizer(num_features, groups)
+        quantizer.keep_bits = self.keep_bits
+        return quantizer
+
+    def _new_activation_quantizer(self, num_features: int, groups: int) -> ActivationQuantizer:
         if self.input_quantizer is not None:
             return self.input_quantizer(num_features)
         if self.activations == "scaled":
@@ -188,6 +198,11 @@ class Recipe:
         return RSign(num_features, self.sign_ste, self.threshold)
 
     def _build_weight_quantizer(self, out_features: int) -> WeightQuantizer:
+        quantizer = self._new_weight_quantizer(out_features)
+        quantizer.keep_bits = self.keep_bits
+        return quantizer
+
+    def _new_weight_quantizer(self, out_features: int) -> WeightQuantizer:
         if self.weight_quantizer is not None:
             return self.weight_quantizer()
         if self.weight_scale == "learned":

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmbivit.binary import ActivationQuantizer, BinaryLinear, Recipe
+from mmbivit.binary import ActivationQuantizer, BinaryLinear, Recipe, product_and_act, scaled_product
 from mmbivit.checks import UserError
 
 from .arch import MixingSettings
@@ -32,6 +32,10 @@ class TransposedQuantizer(ActivationQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.part(x.transpose(-1, -2)).transpose(-1, -2)
+
+    def kept_levels(self, x: Tensor) -> Tensor | None:
+        levels = self.part.kept_levels(x)
+        return levels if levels is None or levels.shape[1] == 1 else None  # those of channels do not fit tokens
 
 
 class SpatialInteraction(nn.Module):
@@ -79,8 +83,8 @@ class SpatialInteraction(nn.Module):
         self.active = True  # a training stage may let it idle
 
     def forward(self, groups: Tensor) -> Tensor:
-        mixed = self.fc2(self.act(self.fc1(groups.transpose(1, 2))))
-        return self.alpha.to(mixed.dtype) * mixed.transpose(1, 2)
+        hidden = product_and_act(self.fc1, self.act, groups.transpose(1, 2))
+        return scaled_product(self.fc2, self.alpha, hidden).transpose(1, 2)
 
 
 def build_mixing(
@@ -123,7 +127,8 @@ class DualBranchMLP(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Apply both branches; ``layout`` says in which groups the second one mixes tokens."""
-        mlp = self.drop(self.fc2(self.drop(self.act(self.fc1(norm_tokens(self.norm, x))))))
+        hidden = product_and_act(self.fc1, self.act, norm_tokens(self.norm, x))
+        mlp = self.drop(self.fc2(self.drop(hidden)))
         if self.si is None or not self.si.active:
             return mlp
         return mlp + layout.merge(self.si(layout.split(norm_tokens(self.si.norm, x))))

@@ -1,0 +1,79 @@
+"""Keeping bits for the backward pass: the same values and gradients as keeping floats, and fewer bytes."""
+
+import pytest
+import torch
+
+from mmbivit.binary import RECIPES, keep_bits
+from mmbivit.binary.bits import pack_all, unpack_all
+from mmbivit.models import BinarySwinTransformer
+
+BINARY = [name for name in RECIPES if name != "float"]
+
+
+def build(recipe, stage):
+    torch.manual_seed(0)
+    arch = dict(embed_dims=16, depths=(2, 1), num_heads=(1, 2))
+    network = BinarySwinTransformer(
+        arch, recipe=recipe, spatial_interaction=dict(ratio=1.0, alpha_init=0.5), out_indices=(0, 1), drop_path_rate=0.0
+    )
+    network.set_stage(stage)
+    return network.train()
+
+
+def step(network, dtype=None):
+    """Return outputs, gradients and the bytes that were kept, parameters left out."""
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        outputs = network(images)
+    sum(out.float().square().mean() for out in outputs).backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return outputs, gradients, sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("shape", [(1,), (7, 1), (8,), (3, 5, 7), (4, 16)])
+def test_bits_of_any_shape_come_back(shape):
+    bits = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    packed = pack_all(bits)
+    assert packed.shape == (-(-bits.numel() // 8),) and packed.dtype == torch.uint8
+    assert [int(packed[i // 8]) >> i % 8 & 1 for i in range(bits.numel())] == bits.flatten().int().tolist()
+    assert torch.equal(unpack_all(packed, shape), bits)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("recipe", BINARY)
+def test_gradients_equal_those_of_the_specification(recipe, stage):
+    ours, plain = build(recipe, stage), build(recipe, stage)
+    keep_bits(plain, False)
+    (outputs, gradients, kept), (expected, expected_gradients, floats) = step(ours), step(plain)
+    assert all(map(torch.equal, outputs, expected))
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        # the operations are the same; a few sums are taken in another order
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert kept < floats
+
+
+def test_bytes_of_the_default_recipe_are_less_than_half_of_the_specification():
+    ours, plain = build("sibivit", 2), build("sibivit", 2)
+    keep_bits(plain, False)
+    assert step(ours)[2] < 0.5 * step(plain)[2]
+
+
+def test_autocast_gives_the_gradients_of_the_specification():
+    ours, plain = build("sibivit", 2), build("sibivit", 2)
+    keep_bits(plain, False)
+    (outputs, gradients, _), (expected, expected_gradients, _) = step(ours, torch.bfloat16), step(plain, torch.bfloat16)
+    assert all(map(torch.equal, outputs, expected))
+    for name, gradient in gradients.items():
+        assert gradient.dtype == expected_gradients[name].dtype
+        error = (gradient - expected_gradients[name]).norm()
+        assert error <= 0.02 * expected_gradients[name].norm() + 1e-6, name  # bfloat16 has 8 bits; sums differ in order
