@@ -34,7 +34,7 @@ class _KeptSign(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         (inside,) = ctx.saved_tensors
-        grad_x = grad * unpack_all(inside, grad.shape)
+        grad_x = grad * unpack_all(inside, grad.shape).view(torch.int8).to(grad.dtype)
         if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
             return grad_x, None
         return grad_x, -sum_to_last(grad_x, ctx.gamma_ndim)
@@ -163,7 +163,8 @@ class _KeptProduct(torch.autograd.Function):
 
 def restored(bits: Tensor, shape: torch.Size, low: Tensor, high: Tensor) -> Tensor:
     """Return the values ``(*, C)`` that bits stand for: ``low`` and ``high``, broadcast from the last axes."""
-    return torch.where(unpack_all(bits, shape), high, low)
+    # Far faster than torch.where on CPUs, and exact: low is 0 or -high.
+    return unpack_all(bits, shape).view(torch.int8).to(high.dtype).mul_(high - low).add_(low)
 
 
 def kept_product(
