@@ -54,7 +54,7 @@ class BinaryLayer(nn.Module):
     weight: nn.Parameter
     input_quantizer: ActivationQuantizer
     weight_quantizer: WeightQuantizer
-    keep_bits = True
+    keep_bits = False
 
     @property
     def binarize_weight(self) -> bool:
@@ -338,9 +338,9 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
 def keep_bits(network: nn.Module, keep: bool = True) -> None:
     """Say of all parts of a network whether training keeps bits for the backward pass, or floats.
 
-    Bits are the default. With ``keep=False`` every operation is torch's or one of :mod:`mmbivit.binary.functional`,
-    step by step as it is written there: the specification, with the same values and gradients, for about twice the
-    memory of a float network.
+    Floats are the default: every operation is torch's or one of :mod:`mmbivit.binary.functional`, step by step as it
+    is written there. Bits give the same values, and gradients of which a few sums are taken in another order; they take
+    less memory, and more time.
     """
     for module in network.modules():
         if hasattr(module, "keep_bits"):

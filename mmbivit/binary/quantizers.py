@@ -37,7 +37,7 @@ class Quantizer(nn.Module):
     """
 
     side: ClassVar[Literal["activations", "weights"]]
-    keep_bits = True
+    keep_bits = False
 
     def __init__(self):
         super().__init__()

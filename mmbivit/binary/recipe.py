@@ -114,7 +114,7 @@ class Recipe:
     act: Literal["rprelu", "gelu", "relu", "none"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
     norm_eps: float = 1e-5
-    keep_bits: bool = True
+    keep_bits: bool = False
     places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
