@@ -56,11 +56,11 @@ class PackedNetwork(nn.Module):
         """Return ``part(x, *sizes)``, where possible by one native call.
 
         Args:
-            part: a method that takes tokens ``(B, N, C)``, which it may change in place, and computes by operators of
-                ours alone, whose results it returns. What else computes with tokens there is noticed by its result, if
-                that is handed to one of our operators: then, and where tokens are many, forward hooks are registered,
-                or the kernels do not run, the part runs operator by operator.
-            x: tokens.
+            part: a method that takes images, or tokens that it may change in place, and computes by operators of ours
+                alone, whose results it returns. What else computes with them there is noticed by its result, if that is
+                handed to one of our operators: then, and where ``x`` is large, forward hooks are registered, or the
+                kernels do not run, the part runs operator by operator.
+            x: images or tokens, contiguous.
             sizes: further arguments.
         """
         if (

@@ -1,4 +1,4 @@
-"""Plans: what operators hand to the kernels, recorded for one shape of tokens, so that one native call does it all.
+"""Plans: what operators hand to the kernels, recorded for one shape of its input, so that one native call does it all.
 
 Between two operators lie Python, checks and the calls of torch, which take as long as the kernels where images are few
 and small. A part of a network is run once operator by operator, with every size checked, and its calls are kept; from
@@ -17,7 +17,7 @@ from .kernels import ARGS, KERNELS
 
 __all__ = ["Plans"]
 
-MOST_VALUES = 2**22  # of tokens: above, operators take so long that a plan saves nothing, and memory is freed between
+MOST_VALUES = 2**21  # of the input: above, a plan saves nothing, and operators free memory in between
 MOST_PLANS = 16
 
 Part = Callable[..., tuple[Tensor, ...]]

@@ -191,14 +191,12 @@ class PackedSwinTransformer(PackedNetwork):
         """Return the feature maps of ``out_indices``."""
         check_images(images, self.config.in_channels)
         size = self.patch_embed.patch_size
-        hw_shape = (-(-images.shape[2] // size), -(-images.shape[3] // size))
-        x = self.patch_embed(images.contiguous())
+        return self.planned(self._run, images.contiguous(), -(-images.shape[2] // size), -(-images.shape[3] // size))
+
+    def _run(self, images: Tensor, *hw_shape: int) -> tuple[Tensor, ...]:
+        x = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
             x = x + position_embedding(self.absolute_pos_embed, self.config.pos_embed_shape, hw_shape)
-        return self.planned(self._run, x, *hw_shape)
-
-    def _run(self, x: Tensor, *hw_shape: int) -> tuple[Tensor, ...]:
-        """Compute all stages of tokens ``(B, H*W, C)``."""
         outputs = []
         for i, stage in enumerate(self.stages):
             for block in stage.blocks:
