@@ -2,8 +2,8 @@
 
 They compute the same values and gradients, by the same operations. What a binary product needs later is what its two
 sides were made of: a bit for each value, and the two levels that the bits stand for. What comes right behind a product
-(an activation function, a scale) gets its input back by computing the product again from these bits, and
-keeps nothing.
+(an activation function, a scale) gets its input back by computing the product again from these bits, and keeps
+nothing.
 """
 
 from collections.abc import Callable

@@ -18,7 +18,6 @@ __all__ = [
     "HeadShortcut",
     "RPReLU",
     "ResidualBinaryLinear",
-    "keep_bits",
     "product_and_act",
     "scaled_product",
     "repeat_or_average",
@@ -333,15 +332,3 @@ class HeadShortcut(nn.Module):
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x.flatten(0, -2)).view(x.shape)
-
-
-def keep_bits(network: nn.Module, keep: bool = True) -> None:
-    """Say of all parts of a network whether training keeps bits for the backward pass, or floats.
-
-    Floats are the default: every operation is torch's or one of :mod:`mmbivit.binary.functional`, step by step as it
-    is written there. Bits give the same values, and gradients of which a few sums are taken in another order; they take
-    less memory, and more time.
-    """
-    for module in network.modules():
-        if hasattr(module, "keep_bits"):
-            module.keep_bits = keep

@@ -33,7 +33,7 @@ class Quantizer(nn.Module):
     Where ``binarize`` is off, a quantizer returns what it would return in a float network.
 
     Attributes:
-        keep_bits: whether bits are kept for the backward pass where they suffice; see :func:`mmbivit.binary.keep_bits`.
+        keep_bits: whether bits are kept for the backward pass where they suffice; see :class:`mmbivit.binary.Recipe`.
     """
 
     side: ClassVar[Literal["activations", "weights"]]

@@ -3,18 +3,22 @@
 import pytest
 import torch
 
-from mmbivit.binary import RECIPES, keep_bits
+from mmbivit.binary import RECIPES
 from mmbivit.binary.bits import pack_all, unpack_all
 from mmbivit.models import BinarySwinTransformer
 
 BINARY = [name for name in RECIPES if name != "float"]
 
 
-def build(recipe, stage):
+def build(recipe, stage, keep_bits=False):
     torch.manual_seed(0)
     arch = dict(embed_dims=16, depths=(2, 1), num_heads=(1, 2))
     network = BinarySwinTransformer(
-        arch, recipe=recipe, spatial_interaction=dict(ratio=1.0, alpha_init=0.5), out_indices=(0, 1), drop_path_rate=0.0
+        arch,
+        recipe=dict(base=recipe, keep_bits=keep_bits),
+        spatial_interaction=dict(ratio=1.0, alpha_init=0.5),
+        out_indices=(0, 1),
+        drop_path_rate=0.0,
     )
     network.set_stage(stage)
     return network.train()
@@ -51,8 +55,7 @@ def test_bits_of_any_shape_come_back(shape):
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("recipe", BINARY)
 def test_gradients_equal_those_of_the_specification(recipe, stage):
-    ours, plain = build(recipe, stage), build(recipe, stage)
-    keep_bits(ours)
+    ours, plain = build(recipe, stage, keep_bits=True), build(recipe, stage)
     (outputs, gradients, kept), (expected, expected_gradients, floats) = step(ours), step(plain)
     assert all(map(torch.equal, outputs, expected))
     assert gradients.keys() == expected_gradients.keys()
@@ -62,15 +65,13 @@ def test_gradients_equal_those_of_the_specification(recipe, stage):
     assert kept < floats
 
 
-def test_bytes_of_the_default_recipe_are_less_than_half_of_the_specification():
-    ours, plain = build("sibivit", 2), build("sibivit", 2)
-    keep_bits(ours)
+def test_bytes_of_sibivit_are_less_than_half_of_the_specification():
+    ours, plain = build("sibivit", 2, keep_bits=True), build("sibivit", 2)
     assert step(ours)[2] < 0.5 * step(plain)[2]
 
 
 def test_autocast_gives_the_gradients_of_the_specification():
-    ours, plain = build("sibivit", 2), build("sibivit", 2)
-    keep_bits(ours)
+    ours, plain = build("sibivit", 2, keep_bits=True), build("sibivit", 2)
     (outputs, gradients, _), (expected, expected_gradients, _) = step(ours, torch.bfloat16), step(plain, torch.bfloat16)
     assert all(map(torch.equal, outputs, expected))
     for name, gradient in gradients.items():
