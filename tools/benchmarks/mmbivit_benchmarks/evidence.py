@@ -285,21 +285,22 @@ def run_arms(
     tasks = {arm.task.float_key: arm.task for arm in arms.values()}
     start, done, total = time.monotonic(), 0, len(seeds) * (len(tasks) + len(arms))
 
-    def train(arm: str, seed: int) -> float:
-        nonlocal done
+    def write_config(arm: str, seed: int) -> None:
         work_dir = out / f"{arm}_seed{seed}"
         work_dir.mkdir(parents=True, exist_ok=True)
         if arm in tasks:
-            task, cfg = tasks[arm], _evaluated_at_its_end(get_config(tasks[arm].float_config))
+            cfg = _evaluated_at_its_end(get_config(tasks[arm].float_config))
         else:
-            task = arms[arm].task
-            teacher = out / f"{task.float_key}_seed{seed}"
+            teacher = out / f"{arms[arm].task.float_key}_seed{seed}"
             cfg = arm_config(arms[arm], teacher / (teacher / "last_checkpoint").read_text().strip())
-        config = work_dir / "arm.py"
-        cfg.dump(config)
+        cfg.dump(work_dir / "arm.py")
+
+    def train(arm: str, seed: int) -> float:
+        nonlocal done
+        task, work_dir = tasks[arm] if arm in tasks else arms[arm].task, out / f"{arm}_seed{seed}"
         new = not (work_dir / "evaluations.json").is_file()
         options = ["--data-root", out / task.data, "--seed", seed]
-        accuracy = task.percent * train_once(train_tool, config, work_dir, options, task.metric)[-1][task.metric]
+        accuracy = task.percent * train_once(train_tool, work_dir / "arm.py", work_dir, options, task.metric)[-1][task.metric]
         done += 1
         minutes = (time.monotonic() - start) / 60
         note = f"{minutes:.0f} minutes" if new else "done before"
@@ -311,6 +312,9 @@ def run_arms(
         # All float networks first, so that nobody waits for one that has not begun.
         for names in (tasks, arms):
             work = [(name, seed) for seed in seeds for name in names]
+            # Here and not in the threads: Python 3.11 at times fails when two of them parse at once.
+            for job in work:
+                write_config(*job)
             for (name, _), accuracy in zip(work, pool.map(lambda job: train(*job), work), strict=True):
                 results.setdefault(name, []).append(accuracy)
     (out / "results.json").write_text(json.dumps(dict(seeds=list(seeds), accuracies=results), indent=1) + "\n")
