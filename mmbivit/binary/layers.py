@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .functional import rprelu
 from .kept import GELU, RELU, ROW_SCALE, RPRELU, Follower, kept_product
 from .learned_scale import FirstBatch, LearnedScale
+from .native import TrainingKernels, native_kernels
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
 __all__ = [
@@ -198,7 +199,21 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         )._copy_from(linear)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (kernels := self._native(x)) is not None:
+            return kernels.linear(*self._operands(x))
         return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight))
+
+    def _native(self, x: Tensor) -> TrainingKernels | None:
+        """Return the native kernels, where they compute what this layer does now."""
+        if not _keeps(self) or not self.input_quantizer.is_clipped_sign:
+            return None
+        if self.weight_quantizer.binarize and self.weight_quantizer.sign_rule is None:
+            return None
+        observed = _observed(self.input_quantizer) or _observed(self.weight_quantizer)
+        return None if observed or self.weight.dtype != torch.float32 else native_kernels(x)
+
+    def _operands(self, x: Tensor) -> tuple:
+        return x, self.input_quantizer.thresholds, self.weight, self.bias, self.weight_quantizer.sign_rule
 
     def _product(
         self, x: Tensor, weight: Tensor, follower: Follower | None = None, parameters: tuple[Tensor, ...] = ()
@@ -228,6 +243,8 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer) or _observed(act):
         return act(layer(x))
     if type(act) is RPReLU:
+        if (kernels := layer._native(x)) is not None:
+            return kernels.linear(*layer._operands(x), rprelu=(act.gamma, act.slope, act.zeta))
         follower, parameters = RPRELU, (act.gamma, act.slope, act.zeta)
     elif type(act) is nn.GELU and act.approximate == "none":
         follower, parameters = GELU, ()
@@ -243,6 +260,8 @@ def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
     if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer):
         y = layer(x)
         return y * alpha.to(y.dtype)[:, None]
+    if (kernels := layer._native(x)) is not None:
+        return kernels.linear(*layer._operands(x), alpha=alpha)
     return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), ROW_SCALE, (alpha,))
 
 

@@ -85,6 +85,11 @@ class ActivationQuantizer(Quantizer):
         """
         return None
 
+    @property
+    def is_clipped_sign(self) -> bool:
+        """Whether it is, now, ``Sign(x - thresholds)`` with the gradient of Eq. 2."""
+        return False
+
 
 class WeightQuantizer(Quantizer):
     """Base of everything that makes weights ``(out_features, in_features)`` 1 bit."""
@@ -99,6 +104,14 @@ class WeightQuantizer(Quantizer):
     def two_levels(self) -> bool:
         """Whether each row of the output has two values, one the negative of the other, so that bits can be kept."""
         return False
+
+    @property
+    def sign_rule(self) -> tuple[str, str] | None:
+        """``ste`` and ``center`` of what is, now, :func:`mmbivit.binary.binarize_weight` with a scale per row.
+
+        ``None`` if it is anything else.
+        """
+        return None
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the signs of weights (booleans ``(N, K)``) and the scale of each row ``(N,)``, as if binarized now.
@@ -141,6 +154,10 @@ class RSign(ActivationQuantizer):
 
     def kept_levels(self, x: Tensor) -> Tensor | None:
         return x.new_tensor([[-1.0], [1.0]]) if self.binarize else None
+
+    @property
+    def is_clipped_sign(self) -> bool:
+        return self.binarize and self.ste == "clip"
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -281,6 +298,10 @@ class WeightSign(WeightQuantizer):
     @property
     def two_levels(self) -> bool:
         return self.binarize
+
+    @property
+    def sign_rule(self) -> tuple[str, str] | None:
+        return (self.ste, self.center) if self.binarize and self.scale == "row" and self.center != "tensor" else None
 
     def extra_numbers(self, weight: Tensor) -> int:
         return len(weight) if self.scale == "row" else 1  # theta

@@ -6,8 +6,16 @@ import torch
 from mmbivit.binary import RECIPES
 from mmbivit.binary.bits import pack_all, unpack_all
 from mmbivit.models import BinarySwinTransformer
+from mmbivit.packed import kernels
 
 BINARY = [name for name in RECIPES if name != "float"]
+
+
+@pytest.fixture(autouse=True)
+def torch_form():
+    """Without native kernels, which have tests of their own: tests/packed/test_training.py."""
+    with kernels.use_path("reference"):
+        yield
 
 
 def build(recipe, stage, keep_bits=False):

@@ -257,6 +257,81 @@ typedef struct {
     int64_t rows, channels;
 } MapArgs;
 
+// Training: signs of x - gamma, and where |x - gamma| <= 1, as bit rows.
+typedef struct {
+    const float* x;              // (rows, k)
+    const float* gamma;          // (k), or null for 0
+    uint32_t* bits;              // (rows, words)
+    uint32_t* inside;            // (rows, words)
+    float* signs;                // (rows, k): -1 and +1, or null
+    int64_t rows, k;
+} SignBitsArgs;
+
+// Bit rows as floats: -scale and +scale.
+typedef struct {
+    const uint32_t* bits;        // (rows, words)
+    const float* scale;          // (rows), or null for 1
+    float* out;                  // (rows, k)
+    int64_t rows, k;
+} UnpackArgs;
+
+// grad = 0 where a bit of `inside` is 0; sums of columns.
+typedef struct {
+    const uint32_t* inside;      // (rows, words)
+    float* grad;                 // (rows, k), changed in place
+    float* sums;                 // (steps, k padded to 16), starts as 0; or null
+    int64_t rows, k, step;
+} PassInsideArgs;
+
+// RPReLU(scale * (bits . weight) + bias).
+typedef struct {
+    const uint32_t* bits;        // (rows, words)
+    const uint32_t* weight;      // (blocks, words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;           // (blocks * 16)
+    const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta; or null
+    float* out;                  // (rows, n)
+    int64_t rows, k, n;
+} BitsLinearArgs;
+
+typedef struct {
+    float* y;                    // (rows, n), changed in place
+    const float* rprelu;         // (3, n padded to 16): gamma, slope, zeta
+    int64_t rows, n;
+} RPReLUArgs;
+
+// Gradients of RPReLU(y), where y is given, or scale * (bits . weight) + bias.
+typedef struct {
+    const float* y;              // (rows, n), or null
+    const uint32_t* bits;        // (rows, words), or null
+    const uint32_t* weight;      // (blocks, words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;           // (blocks * 16)
+    const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta
+    const float* grad;           // (rows, n)
+    float* out;                  // (rows, n), may be `grad`
+    float* sums;                 // (steps, 3, blocks * 16): of gamma, slope, zeta; starts as 0
+    int64_t rows, k, n, step;
+} RPReLUGradientsArgs;
+
+// scale * Sign(w - mean) of each row: mean and mean magnitude, and bit rows.
+typedef struct {
+    const float* weight;         // (rows, k)
+    float* mean;                 // (rows), starts as 0
+    float* scale;                // (rows)
+    uint32_t* bits;              // (rows, words)
+    int64_t rows, k, centered;   // centered: the mean is found and subtracted
+} WeightBitsArgs;
+
+// The gradient of the weights: factor * grad where |w - mean| <= 1, less its mean if `centered`.
+typedef struct {
+    const float* weight;         // (rows, k)
+    const float* mean;           // (rows)
+    const float* factor;         // (rows), or null for 1
+    float* grad;                 // (rows, k), changed in place
+    int64_t rows, k, centered;
+} WeightGradientsArgs;
+
 // The steps of attention where threads share windows.
 enum AttentionStep { STEP_BEGIN, STEP_QKV, STEP_HEADS, STEP_PROJECT, ATTENTION_STEPS };
 
@@ -292,6 +367,14 @@ typedef struct {
     void (*residual_mlp)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_mix_in)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_mix_out)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*sign_bits)(const SignBitsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*unpack)(const UnpackArgs*, int64_t begin, int64_t end, Worker*);
+    void (*pass_inside)(const PassInsideArgs*, int64_t begin, int64_t end, Worker*);
+    void (*bits_linear)(const BitsLinearArgs*, int64_t begin, int64_t end, Worker*);
+    void (*rprelu)(const RPReLUArgs*, int64_t begin, int64_t end, Worker*);
+    void (*rprelu_gradients)(const RPReLUGradientsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*weight_bits)(const WeightBitsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*weight_gradients)(const WeightGradientsArgs*, int64_t begin, int64_t end, Worker*);
 } CodePath;
 
 #define ROWS_AT_A_TIME 56    // a multiple of all TILE_ROWS

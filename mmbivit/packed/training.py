@@ -1,0 +1,193 @@
+"""Training by the native kernels: binary products that keep bits for the backward pass, and nothing else of their size.
+
+Products of two binary sides count bits, as packed networks do, and are exact. See :mod:`mmbivit.binary.kept` for the
+form in plain torch, which is the specification, and serves on other devices and in other dtypes.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from mmbivit.binary.native import offer_kernels
+
+from . import kernels
+from .kernels import KERNELS
+from .packing import num_words, pad_channels, padded, word_blocks
+
+__all__ = ["NativeTraining"]
+
+STEP = 56  # rows whose gradients are summed up together: ROWS_AT_A_TIME of csrc/kernels.h
+
+
+def _call(name: str, args: object) -> None:
+    KERNELS.call(name, KERNELS.paths[KERNELS.path], args)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _bits(rows: int, k: int) -> Tensor:
+    return torch.empty(rows, num_words(k), dtype=torch.int32)
+
+
+def _step_sums(rows: int, *shape: int) -> Tensor:
+    return torch.zeros(-(-rows // STEP), *shape)
+
+
+def sign_bits(x: Tensor, gamma: Tensor | None, with_signs: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return of ``(M, K)`` the bits of ``Sign(x - gamma)``, where its gradient passes, and the signs as floats."""
+    rows, k = x.shape
+    bits, inside = _bits(rows, k), _bits(rows, k)
+    signs = torch.empty_like(x) if with_signs else None
+    pointers = map(_pointer, (x, gamma, bits, inside, signs))
+    _call("sign_bits", kernels.SignBitsArgs(*pointers, rows, k))
+    return bits, inside, signs
+
+
+def unpack_rows(bits: Tensor, k: int, scale: Tensor | None = None) -> Tensor:
+    """Return bit rows as ``-scale`` and ``scale``, ``(M, K)``; ``scale`` is ``(M,)``, or ``None`` for 1."""
+    out = torch.empty(len(bits), k)
+    _call("unpack", kernels.UnpackArgs(bits.data_ptr(), _pointer(scale), out.data_ptr(), len(bits), k))
+    return out
+
+
+def pass_inside(grad: Tensor, inside: Tensor) -> Tensor:
+    """Set ``grad (M, K)`` to 0 where bits are not set, in place; returns the sums of its columns."""
+    rows, k = grad.shape
+    sums = _step_sums(rows, padded(k))
+    _call("pass_inside", kernels.PassInsideArgs(*map(_pointer, (inside, grad, sums)), rows, k, STEP))
+    return sums.sum(0)[:k]
+
+
+class _BinaryWeight:
+    """Weights ``scale * Sign(w - mean)`` of each row, as bits."""
+
+    def __init__(self, weight: Tensor, centered: bool):
+        self.rows, self.k, self.centered = *weight.shape, centered
+        self.mean, self.scale, self.bits = torch.zeros(self.rows), torch.empty(self.rows), _bits(self.rows, self.k)
+        pointers = map(_pointer, (weight, self.mean, self.scale, self.bits))
+        _call("weight_bits", kernels.WeightBitsArgs(*pointers, self.rows, self.k, centered))
+
+    def add_gradient(self, grad: Tensor, weight: Tensor, ste: str) -> Tensor:
+        """Make the gradient of the latent weights of that of the binary ones, in place."""
+        if ste != "identity":
+            factor = self.scale if ste == "theta" else None
+            pointers = map(_pointer, (weight, self.mean, factor, grad))
+            _call("weight_gradients", kernels.WeightGradientsArgs(*pointers, self.rows, self.k, self.centered))
+        return grad
+
+
+class _Product:
+    """What a product of bit rows and binary weights is computed from, a second time in the backward pass."""
+
+    def __init__(self, bits: Tensor, weight: _BinaryWeight, bias: Tensor | None):
+        self.bits, self.k, self.n = bits, weight.k, weight.rows
+        self.weight, self.scale = word_blocks(weight.bits), pad_channels(weight.scale)
+        self.bias = torch.zeros(padded(self.n)) if bias is None else pad_channels(bias)
+
+    def compute(self, rprelu: Tensor | None = None) -> Tensor:
+        """Return the product, or what RPReLU makes of it: ``(M, N)``."""
+        rows, out = len(self.bits), torch.empty(len(self.bits), self.n)
+        pointers = map(_pointer, (self.bits, self.weight, self.scale, self.bias, rprelu, out))
+        _call("bits_linear", kernels.BitsLinearArgs(*pointers, rows, self.k, self.n))
+        return out
+
+
+def _rprelu_gradients(grad: Tensor, rprelu: Tensor, y: Tensor | _Product) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``y (M, N)``, and of gamma, slope and zeta, ``(3, N)``."""
+    rows, n = grad.shape
+    out, sums = torch.empty_like(grad), _step_sums(rows, 3, padded(n))
+    if isinstance(y, _Product):
+        source = (None, *map(_pointer, (y.bits, y.weight, y.scale, y.bias)))
+        k = y.k
+    else:
+        source, k = (y.data_ptr(), None, None, None, None), 0
+    pointers = map(_pointer, (rprelu, grad, out, sums))
+    _call("rprelu_gradients", kernels.RPReLUGradientsArgs(*source, *pointers, rows, k, n, STEP))
+    return out, sums.sum(0)[:, :n]
+
+
+class _Linear(torch.autograd.Function):
+    """See :meth:`mmbivit.binary.native.TrainingKernels.linear`; keeps bits of the input, and where gradients pass."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        gamma: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        rule: tuple[str, str] | None,
+        alpha: Tensor | None,
+        *rprelu: Tensor,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        act = pad_channels(torch.stack(rprelu)) if rprelu else None
+        bits, inside, signs = sign_bits(rows, gamma, with_signs=rule is None)
+        ctx.rule, ctx.shape = rule, x.shape
+        if rule is None:
+            y = F.linear(signs, weight, bias)
+            if act is not None:
+                _call("rprelu", kernels.RPReLUArgs(y.data_ptr(), act.data_ptr(), *y.shape))
+        else:
+            ctx.binary = _BinaryWeight(weight, rule[1] == "row")
+            y = _Product(bits, ctx.binary, bias).compute(act)
+        y = y.view(*x.shape[:-1], len(weight))
+        ctx.save_for_backward(bits, inside, weight, bias, alpha, act)
+        return y if alpha is None else y.mul_(alpha[:, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bits, inside, weight, bias, alpha, act = ctx.saved_tensors
+        k, binary = weight.shape[1], ctx.binary if ctx.rule else None
+        signs = unpack_rows(bits, k)
+        of_alpha, of_rprelu = None, ()
+        if alpha is not None or act is not None:
+            y = F.linear(signs, weight, bias) if binary is None else _Product(bits, binary, bias)
+        if alpha is not None:
+            values = y if binary is None else y.compute()
+            of_alpha = torch.linalg.vecdot(grad, values.view_as(grad)).sum(0)
+            grad = grad * alpha[:, None]
+        grad = grad.reshape(-1, len(weight)).contiguous()
+        if act is not None:
+            grad, of_rprelu = _rprelu_gradients(grad, act, y)
+        needs_x, needs_gamma, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        of_x = of_gamma = of_weight = of_bias = None
+        if needs_x or needs_gamma:
+            of_x = grad.mm(weight if binary is None else unpack_rows(binary.bits, k, binary.scale))
+            of_gamma = -pass_inside(of_x, inside)
+            of_x = of_x.view(ctx.shape)
+        if needs_weight:
+            of_weight = grad.t().mm(signs)
+            if binary is not None:
+                of_weight = binary.add_gradient(of_weight, weight, ctx.rule[0])
+        if needs_bias:
+            of_bias = -of_rprelu[0] if act is not None else grad.sum(0)
+        return of_x, of_gamma if needs_gamma else None, of_weight, of_bias, None, of_alpha, *of_rprelu
+
+
+class NativeTraining:
+    """The :class:`mmbivit.binary.native.TrainingKernels` of this package."""
+
+    def run(self) -> bool:
+        """Whether the native kernels are built and chosen."""
+        return KERNELS.path in KERNELS.paths
+
+    def linear(
+        self,
+        x: Tensor,
+        gamma: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        rule: tuple[str, str] | None,
+        rprelu: tuple[Tensor, Tensor, Tensor] | None = None,
+        alpha: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply; see the protocol."""
+        return _Linear.apply(x, gamma, weight, bias, rule, alpha, *(rprelu or ()))
+
+
+offer_kernels(NativeTraining())
