@@ -84,7 +84,7 @@ class ScoreSign(KeySelection):
         self.zero = zero
 
     def forward(self, scores: Tensor) -> Tensor:
-        return score_sign(scores, self.zero) if self.binarize else scores.softmax(dim=-1)
+        return score_sign(scores, self.zero, self.keeps_bits) if self.binarize else scores.softmax(dim=-1)
 
     @property
     def selection(self) -> str:

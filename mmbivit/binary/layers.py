@@ -54,7 +54,6 @@ class BinaryLayer(nn.Module):
     weight: nn.Parameter
     input_quantizer: ActivationQuantizer
     weight_quantizer: WeightQuantizer
-    keep_bits = False
 
     @property
     def binarize_weight(self) -> bool:
@@ -205,7 +204,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     def _native(self, x: Tensor) -> TrainingKernels | None:
         """Return the native kernels, where they compute what this layer does now."""
-        if not _keeps(self) or not self.input_quantizer.is_clipped_sign:
+        if not self.input_quantizer.keeps_bits or not self.input_quantizer.is_clipped_sign:
             return None
         if self.weight_quantizer.binarize and self.weight_quantizer.sign_rule is None:
             return None
@@ -221,14 +220,10 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         """Multiply what the quantizers made."""
         levels = self.input_quantizer.kept_levels(x)
         binary_weight = self.weight_quantizer.two_levels
-        if not _keeps(self) or (levels is None and not binary_weight and follower is None):
+        if not self.input_quantizer.keeps_bits or (levels is None and not binary_weight and follower is None):
             y = F.linear(x, weight, self.bias)
             return y if follower is None else follower.forward(y, *parameters)
         return kept_product(x, weight, self.bias, levels, binary_weight, follower, parameters)
-
-
-def _keeps(layer: BinaryLayer) -> bool:
-    return layer.keep_bits and torch.is_grad_enabled()
 
 
 def _observed(module: nn.Module) -> bool:
@@ -240,7 +235,7 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
     Not so where either is being observed, or is not one of those that are known.
     """
-    if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer) or _observed(act):
+    if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or _observed(layer) or _observed(act):
         return act(layer(x))
     if type(act) is RPReLU:
         if (kernels := layer._native(x)) is not None:
@@ -257,7 +252,7 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
 def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
     """Return ``alpha[:, None] * layer(x)`` of ``(B, C, n)``; the product is computed again in the backward pass."""
-    if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer):
+    if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or _observed(layer):
         y = layer(x)
         return y * alpha.to(y.dtype)[:, None]
     if (kernels := layer._native(x)) is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError
 
 from .functional import binarize_weight, elastic_binary, scaled_sign, sign_ste
-from .kept import kept_binary_weight, kept_sign
+from .kept import kept_binary_weight
 from .learned_scale import LearnedScale
 
 __all__ = [
@@ -37,7 +37,7 @@ class Quantizer(nn.Module):
     """
 
     side: ClassVar[Literal["activations", "weights"]]
-    keep_bits = False
+    keep_bits = True
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,8 @@ class Quantizer(nn.Module):
         return 1 if self.binarize else 32
 
     @property
-    def _keeps_bits(self) -> bool:
+    def keeps_bits(self) -> bool:
+        """Whether bits are kept now."""
         return self.keep_bits and torch.is_grad_enabled()
 
     def _refuse(self) -> ValueError:
@@ -150,7 +151,7 @@ class RSign(ActivationQuantizer):
         if not self.binarize:
             return x
         gamma = None if self.gamma is None else self.gamma.to(x.dtype)
-        return kept_sign(x, gamma) if self._keeps_bits and self.ste == "clip" else sign_ste(x, gamma, self.ste)
+        return sign_ste(x, gamma, self.ste, self.keeps_bits)
 
     def kept_levels(self, x: Tensor) -> Tensor | None:
         return x.new_tensor([[-1.0], [1.0]]) if self.binarize else None
@@ -194,7 +195,7 @@ class ScaledSign(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         gamma = None if self.gamma is None else self.gamma.to(x.dtype)
         self.scale.start_from(lambda: 2 * _mean_magnitudes(x if gamma is None else x - gamma, len(self.scale.value)))
-        return scaled_sign(x, self.scale.positive(), gamma) if self.binarize else x
+        return scaled_sign(x, self.scale.positive(), gamma, self.keeps_bits) if self.binarize else x
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -292,7 +293,7 @@ class WeightSign(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.binarize:
             return weight
-        binarized = kept_binary_weight if self._keeps_bits else binarize_weight
+        binarized = kept_binary_weight if self.keeps_bits else binarize_weight
         return binarized(weight, self.ste, self.center, self.scale)
 
     @property
@@ -343,7 +344,7 @@ class LearnedScaleWeightSign(WeightQuantizer):
         self.scale.start_from(lambda: weight.detach().float().abs().mean(1))
         if not self.binarize:
             return weight
-        binarized = kept_binary_weight if self._keeps_bits else binarize_weight
+        binarized = kept_binary_weight if self.keeps_bits else binarize_weight
         return binarized(weight, self.ste, self.center, self.scale.value.to(weight.dtype))
 
     @property

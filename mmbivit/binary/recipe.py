@@ -15,6 +15,7 @@ from .quantizers import (
     ActivationQuantizer,
     ElasticBinary,
     LearnedScaleWeightSign,
+    Quantizer,
     RSign,
     ScaledSign,
     WeightQuantizer,
@@ -116,7 +117,7 @@ class Recipe:
     act: Literal["rprelu", "gelu", "relu", "none"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
     norm_eps: float = 1e-5
-    keep_bits: bool = False
+    keep_bits: bool = True
     places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,15 +165,13 @@ class Recipe:
         if recipe.linear == "float":
             return nn.Linear(in_features, out_features, bias=bias)
         kind = ResidualBinaryLinear if recipe.layer_shortcut else BinaryLinear
-        layer = kind(
+        return kind(
             in_features,
             out_features,
             bias=bias,
             input_quantizer=recipe.build_input_quantizer(in_features),
             weight_quantizer=recipe._build_weight_quantizer(out_features),
         )
-        layer.keep_bits = recipe.keep_bits
-        return layer
 
     def build_quantizers(self, in_features: int, out_features: int) -> dict[str, ActivationQuantizer | WeightQuantizer]:
         """Build the two quantizers of a binary layer outside blocks, as its arguments: in necks and heads."""
@@ -222,7 +221,10 @@ class Recipe:
     def build_attention(self, num_heads: int = 1) -> nn.Module:
         """Build what turns scores ``(B, heads, queries, keys)`` into attention weights."""
         build = self.attention if callable(self.attention) else _ATTENTIONS[self.attention]
-        return build(num_heads)
+        attention = build(num_heads)
+        if isinstance(attention, Quantizer):
+            attention.keep_bits = self.keep_bits
+        return attention
 
     def build_head_shortcut(self, embed_dims: int) -> HeadShortcut | None:
         """Build what adds queries, keys and values to the heads' output, if there is such a shortcut."""

@@ -1,9 +1,11 @@
 """Keeping bits for the backward pass: the same values and gradients as keeping floats, and fewer bytes."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from mmbivit.binary import RECIPES
+from mmbivit.binary import RECIPES, BinaryConv2d, BinaryConvTranspose2d, RSign, ScaledSign, WeightSign
 from mmbivit.binary.bits import pack_all, unpack_all
 from mmbivit.models import BinarySwinTransformer
 from mmbivit.packed import kernels
@@ -86,3 +88,47 @@ def test_autocast_gives_the_gradients_of_the_specification():
         assert gradient.dtype == expected_gradients[name].dtype
         error = (gradient - expected_gradients[name]).norm()
         assert error <= 0.02 * expected_gradients[name].norm() + 1e-6, name  # bfloat16 has 8 bits; sums differ in order
+
+
+def conv(kind, quantizer, **options):
+    torch.manual_seed(0)
+    layer = kind(8, 6, **options, input_quantizer=quantizer(8), weight_quantizer=WeightSign())
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+@pytest.mark.parametrize("binary_weight", [False, True])
+@pytest.mark.parametrize("quantizer", [RSign, partial(ScaledSign, groups=4), partial(RSign, ste="poly")])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (BinaryConv2d, dict(kernel_size=3, padding=1)),
+        (
+            BinaryConv2d,
+            dict(kernel_size=(3, 2), stride=(2, 1), dilation=2, padding=2, bias=False, padding_mode="reflect"),
+        ),
+        (BinaryConv2d, dict(kernel_size=3, padding=1, norm=True, shortcut=True, act=True, like_float=True)),
+        (BinaryConvTranspose2d, dict(kernel_size=2, stride=2)),
+    ],
+)
+def test_convolutions_keep_bits(kind, options, quantizer, binary_weight):
+    results, kept = [], []
+    for keep_bits in (True, False):
+        layer = conv(kind, quantizer, **options)
+        layer.input_quantizer.keep_bits = layer.weight_quantizer.keep_bits = keep_bits
+        layer.weight_quantizer.binarize = binary_weight
+        x = torch.randn(2, 8, 7, 9, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        sizes = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.nbytes), t)[1], lambda t: t)
+        with hooks:
+            y = layer(x)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
+        results.append([y.detach(), x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)])
+        kept.append(sum(sizes))
+    (y, *gradients), (expected, *expected_gradients) = results
+    assert torch.equal(y, expected)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        # torch may choose another algorithm of the same convolution
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
+    assert kept[0] < kept[1]
