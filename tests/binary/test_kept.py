@@ -1,5 +1,6 @@
 """Keeping bits for the backward pass: the same values and gradients as keeping floats, and fewer bytes."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -34,10 +35,10 @@ def build(recipe, stage, keep_bits=False):
     return network.train()
 
 
-def step(network, dtype=None):
-    """Return outputs, gradients and the bytes that were kept, parameters left out."""
-    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-    kept, own = {}, {p.untyped_storage().data_ptr() for p in network.parameters()}
+@contextmanager
+def counted(module):
+    """Count the bytes that are kept for the backward pass, each storage once, parameters left out."""
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in module.parameters()}
 
     def note(tensor):
         storage = tensor.untyped_storage()
@@ -45,12 +46,18 @@ def step(network, dtype=None):
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield lambda: sum(size for size, _ in kept.values())
+
+
+def step(network, dtype=None):
+    """Return outputs, gradients and the bytes that were kept."""
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with counted(network) as kept, torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         outputs = network(images)
     sum(out.float().square().mean() for out in outputs).backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    return outputs, gradients, sum(size for size, _ in kept.values())
+    return outputs, gradients, kept()
 
 
 @pytest.mark.parametrize("shape", [(1,), (7, 1), (8,), (3, 5, 7), (4, 16)])
@@ -119,13 +126,11 @@ def test_convolutions_keep_bits(kind, options, quantizer, binary_weight):
         layer.input_quantizer.keep_bits = layer.weight_quantizer.keep_bits = keep_bits
         layer.weight_quantizer.binarize = binary_weight
         x = torch.randn(2, 8, 7, 9, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        sizes = []
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.nbytes), t)[1], lambda t: t)
-        with hooks:
+        with counted(layer) as number:
             y = layer(x)
         y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
         results.append([y.detach(), x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)])
-        kept.append(sum(sizes))
+        kept.append(number())
     (y, *gradients), (expected, *expected_gradients) = results
     assert torch.equal(y, expected)
     for gradient, other in zip(gradients, expected_gradients, strict=True):
