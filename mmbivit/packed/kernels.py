@@ -99,11 +99,22 @@ RoiAlignArgs = _struct(
 )
 UpsampleArgs = _struct("UpsampleArgs", "x y", "batch height width y_height y_width channels")
 NmsArgs = _struct("NmsArgs", "boxes limit areas suppressed", "number padded")
+AttentionBitsArgs = _struct(
+    "AttentionBitsArgs",
+    "qkv gamma bias mask out bits inside selection_step selection_limit",
+    "groups tokens heads head_dim masks divide share",
+)
+AttentionGradientsArgs = _struct(
+    "AttentionGradientsArgs",
+    "grad bits inside bias mask grad_qkv grad_bias grad_signed selection_step selection_limit",
+    "groups tokens heads head_dim masks divide share",
+)
 # The order of `mmbivit_args_size` in csrc/api.cpp.
 ARGS = (
     *(PackArgs, MatmulArgs, LinearArgs, MergeArgs, AttentionArgs, MlpArgs, EmbedArgs, MapArgs),
     *(ResidualLinearArgs, ResidualAttentionArgs, ResidualMlpArgs),
     *(ConvArgs, RoiAlignArgs, UpsampleArgs, NmsArgs),
+    *(AttentionBitsArgs, AttentionGradientsArgs),
 )
 
 Recorder = TypeVar("Recorder", bound=Callable[[ctypes.Structure, tuple[Tensor, ...]], None])

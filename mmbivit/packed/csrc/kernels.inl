@@ -10,8 +10,10 @@
 #include "convolution.inl"
 #include "roi_align.inl"
 #include "detection.inl"
+#include "training_attention.inl"
 
 // In the order of `struct CodePath`.
 #define ALL_KERNELS                                                                                            \
     pack, matmul, linear, merge, attention, mlp, mix_in, mix_out, embed, map, conv_pack, conv, roi_align,      \
-        upsample_add, nms, residual_linear, residual_attention, residual_mlp, residual_mix_in, residual_mix_out
+        upsample_add, nms, residual_linear, residual_attention, residual_mlp, residual_mix_in, residual_mix_out,  \
+        attention_bits, attention_gradients
