@@ -18,6 +18,14 @@ void find_unmasked(const uint8_t* mask, int64_t tokens, int64_t words, uint32_t*
     }
 }
 
+// Ask for the memory of a head's channels. Rows of heads lie too far apart for processors to foresee.
+SIMD void prefetch(const float* x, int64_t k) {
+#if defined(__GNUC__)
+    for (int64_t c = 0; c < k; c += 16) __builtin_prefetch(x + c);
+    __builtin_prefetch(x + k - 1);
+#endif
+}
+
 // What all units share, and the mask of a group, for its first head.
 template <class Args>
 void begin_unit(const Args* args, const HeadBitsScratch& s, int64_t unit, bool first) {
@@ -44,11 +52,14 @@ SIMD int select_in_training(const Args* args, const HeadBitsScratch& s, int64_t 
 // Take the signs of queries, keys and values of a token, and where the gradient passes them.
 void sign_token(const AttentionBitsArgs* args, const HeadBitsScratch& s, int64_t unit, int64_t token) {
     const int64_t group = unit / args->heads, head = unit % args->heads, tokens = args->tokens, k = args->head_dim;
+    const int64_t next = unit + 1 < args->groups * args->heads ? unit + 1 : unit;
+    const float* next_x = args->qkv + ((next / args->heads * tokens + token) * 3 * args->heads + next % args->heads) * k;
     const int64_t row_bits = (unit * tokens + token) * 3;
     for (int64_t part = 0; part < 3; part++) {
         const int64_t first = (part * args->heads + head) * k;
         const float* x = args->qkv + (group * tokens + token) * 3 * args->heads * k + first;
         const float* gamma = args->gamma ? args->gamma + first : nullptr;
+        prefetch(next_x + first - head * k, k);
         uint16_t* bits = args->bits ? halves(args->bits + (row_bits + part) * s.head_words) : nullptr;
         uint16_t* inside = args->bits ? halves(args->inside + (row_bits + part) * s.head_words) : nullptr;
         uint32_t* words = (part == 0 ? s.queries : s.keys) + token;
@@ -191,7 +202,10 @@ void score_again(const AttentionGradientsArgs* args, const HeadGradientsScratch&
                  int64_t queries) {
     const int64_t head = unit % args->heads, k = args->head_dim, vectors = s.padded_tokens / 16;
     const float* grad = args->grad + ((unit / args->heads * args->tokens + begin) * args->heads + head) * k;
+    const int64_t next = unit + 1 < args->groups * args->heads ? unit + 1 : unit;
+    const int64_t to_next = ((next / args->heads - unit / args->heads) * args->tokens * args->heads + next % args->heads - head) * k;
     for (int64_t q = 0; q < queries; q++, grad += args->heads * k) {
+        prefetch(grad + to_next, k);
         float *softmax = s.softmax + q * s.padded_tokens, *weights = s.weights + q * s.padded_tokens;
         const int number = select_in_training<0>(args, s, head, begin + q, softmax);
         softmax_row(softmax, vectors);
