@@ -133,7 +133,8 @@ EXPORT int64_t mmbivit_args_size(int function) {
                             sizeof(ResidualLinearArgs), sizeof(ResidualAttentionArgs), sizeof(ResidualMlpArgs),
                             sizeof(ConvArgs), sizeof(RoiAlignArgs), sizeof(UpsampleArgs), sizeof(NmsArgs),
                             sizeof(SignBitsArgs), sizeof(UnpackArgs), sizeof(PassInsideArgs), sizeof(BitsLinearArgs),
-                            sizeof(RPReLUArgs), sizeof(RPReLUGradientsArgs), sizeof(WeightBitsArgs), sizeof(WeightGradientsArgs)};
+                            sizeof(RPReLUArgs), sizeof(RPReLUGradientsArgs), sizeof(WeightBitsArgs),
+                            sizeof(WeightGradientsArgs), sizeof(AttentionBitsArgs), sizeof(AttentionGradientsArgs)};
     return (int64_t)sizes[function];
 }
 
@@ -262,6 +263,16 @@ EXPORT int mmbivit_weight_bits(const WeightBitsArgs* args, int path, int threads
 
 EXPORT int mmbivit_weight_gradients(const WeightGradientsArgs* args, int path, int threads, double* seconds) {
     return run_rows(args, PATHS[path]->weight_gradients, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_attention_bits(const AttentionBitsArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = HeadBitsScratch(args, nullptr).words;
+    return run(args, PATHS[path]->attention_bits, args->groups * args->heads, args->share, words, threads, seconds);
+}
+
+EXPORT int mmbivit_attention_gradients(const AttentionGradientsArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = HeadGradientsScratch(args, nullptr).words;
+    return run(args, PATHS[path]->attention_gradients, args->groups * args->heads, args->share, words, threads, seconds);
 }
 
 // Run calls one after another: the numbers of the functions, in the order of mmbivit_args_size, and where the arguments of

@@ -100,6 +100,36 @@ typedef struct {
     int64_t channels, heads, head_dim;
 } AttentionArgs;
 
+// Attention of groups of tokens (windows) in training: signs of queries, keys and values, the keys that each query
+// selects, and the sum or mean of their values. A unit is a head of a group. See training_attention.inl.
+typedef struct {
+    const float* qkv;            // (groups, tokens, 3, heads, head_dim)
+    const float* gamma;          // (3, heads, head_dim): the thresholds of signs; or null
+    const float* bias;           // (heads, tokens, tokens padded to 16); -inf on padding; or null
+    const uint8_t* mask;         // (masks, tokens, tokens): 1 where a key is masked, of each group in turn; or null
+    float* out;                  // (groups, tokens, heads, head_dim)
+    uint32_t* bits;              // (groups, heads, tokens, 3, head words): what the backward pass needs; or null
+    uint32_t* inside;            // like bits: whether the gradient passes the sign
+    Selection selection;
+    int64_t groups, tokens, heads, head_dim, masks, divide;
+    int64_t share;               // units of one range
+} AttentionBitsArgs;
+
+// Its gradients. What is summed over groups is a sum for each range of units.
+typedef struct {
+    const float* grad;           // like out
+    const uint32_t* bits;        // as above
+    const uint32_t* inside;
+    const float* bias;
+    const uint8_t* mask;
+    float* grad_qkv;             // like qkv
+    float* grad_bias;            // (ranges, heads, tokens, tokens padded to 16), or null
+    float* grad_signed;          // (ranges, 3, heads, head_dim): sums of grad_qkv over all tokens, or null
+    Selection selection;
+    int64_t groups, tokens, heads, head_dim, masks, divide;
+    int64_t share;
+} AttentionGradientsArgs;
+
 // x += MLP(sign(norm(x))) + alpha * SI(norm(x)^T)^T; gain and shift as above.
 typedef struct {
     float* x;                    // (batch, height * width, channels), changed in place
@@ -375,6 +405,8 @@ typedef struct {
     void (*rprelu_gradients)(const RPReLUGradientsArgs*, int64_t begin, int64_t end, Worker*);
     void (*weight_bits)(const WeightBitsArgs*, int64_t begin, int64_t end, Worker*);
     void (*weight_gradients)(const WeightGradientsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*attention_bits)(const AttentionBitsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*attention_gradients)(const AttentionGradientsArgs*, int64_t begin, int64_t end, Worker*);
 } CodePath;
 
 #define ROWS_AT_A_TIME 56    // a multiple of all TILE_ROWS

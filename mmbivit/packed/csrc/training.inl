@@ -24,8 +24,10 @@ SIMD void sign_row(int64_t k, const Read& read, const Shift& shift, uint32_t* bi
 SIMD F16 load_some(const float* p, int n) { return n < 16 ? load_f(p, n) : load_f(p); }
 SIMD void store_some(float* p, F16 x, int n) { n < 16 ? store_f(p, x, n) : store_f(p, x); }
 
-// -1 and +1 of 16 bits.
-SIMD F16 signs_of(uint32_t bits) { return where_f(mask_from_bits(bits), broadcast_f(1.0f), broadcast_f(-1.0f)); }
+// -1 and +1 of the lower 16 bits.
+SIMD F16 signs_of(uint32_t bits) {
+    return where_f(mask_from_bits(bits & 0xffff), broadcast_f(1.0f), broadcast_f(-1.0f));
+}
 
 SIMD uint32_t half_of(const uint32_t* words, int64_t c) { return reinterpret_cast<const uint16_t*>(words)[c / 16]; }
 
