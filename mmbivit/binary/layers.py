@@ -10,7 +10,7 @@ from .functional import rprelu
 from .kept import GELU, RELU, ROW_SCALE, RPRELU, Follower, kept_product
 from .learned_scale import FirstBatch, LearnedScale
 from .native import TrainingKernels, native_kernels
-from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
+from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign, is_observed
 
 __all__ = [
     "BinaryLayer",
@@ -208,7 +208,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
             return None
         if self.weight_quantizer.binarize and self.weight_quantizer.sign_rule is None:
             return None
-        observed = _observed(self.input_quantizer) or _observed(self.weight_quantizer)
+        observed = is_observed(self.input_quantizer) or is_observed(self.weight_quantizer)
         return None if observed or self.weight.dtype != torch.float32 else native_kernels(x)
 
     def _operands(self, x: Tensor) -> tuple:
@@ -226,16 +226,17 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         return kept_product(x, weight, self.bias, levels, binary_weight, follower, parameters)
 
 
-def _observed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     """Return ``act(layer(x))``; what the activation function needs in the backward pass is computed again there.
 
     Not so where either is being observed, or is not one of those that are known.
     """
-    if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or _observed(layer) or _observed(act):
+    if (
+        type(layer) is not BinaryLinear
+        or not layer.input_quantizer.keeps_bits
+        or is_observed(layer)
+        or is_observed(act)
+    ):
         return act(layer(x))
     if type(act) is RPReLU:
         if (kernels := layer._native(x)) is not None:
@@ -252,7 +253,7 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
 def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
     """Return ``alpha[:, None] * layer(x)`` of ``(B, C, n)``; the product is computed again in the backward pass."""
-    if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or _observed(layer):
+    if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or is_observed(layer):
         y = layer(x)
         return y * alpha.to(y.dtype)[:, None]
     if (kernels := layer._native(x)) is not None:

@@ -37,6 +37,19 @@ class TrainingKernels(Protocol):
             alpha: ``(C,)``.
         """
 
+    def attention(
+        self,
+        qkv: Tensor,
+        gamma: Tensor | None,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        scale: float,
+        ratio: float,
+        divide: bool,
+        num_heads: int,
+    ) -> Tensor:
+        """Attend as :func:`mmbivit.binary.kept_attention.kept_attention` does."""
+
 
 _offered: list[TrainingKernels] = []
 

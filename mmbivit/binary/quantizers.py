@@ -57,6 +57,11 @@ class Quantizer(nn.Module):
         return UserError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
 
 
+def is_observed(module: nn.Module) -> bool:
+    """Whether hooks look at what a module takes or makes, so that it must be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class ActivationQuantizer(Quantizer):
     """Base of everything that makes activations 1 bit."""
 

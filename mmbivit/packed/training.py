@@ -14,6 +14,7 @@ from mmbivit.binary.native import offer_kernels
 from . import kernels
 from .kernels import KERNELS
 from .packing import num_words, pad_channels, padded, word_blocks
+from .training_attention import attention_step
 
 __all__ = ["NativeTraining"]
 
@@ -188,6 +189,20 @@ class NativeTraining:
     ) -> Tensor:
         """Multiply; see the protocol."""
         return _Linear.apply(x, gamma, weight, bias, rule, alpha, *(rprelu or ()))
+
+    def attention(
+        self,
+        qkv: Tensor,
+        gamma: Tensor | None,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        scale: float,
+        ratio: float,
+        divide: bool,
+        num_heads: int,
+    ) -> Tensor:
+        """Attend; see the protocol."""
+        return attention_step(qkv, gamma, bias, mask, scale, ratio, divide, num_heads)
 
 
 offer_kernels(NativeTraining())
