@@ -331,7 +331,8 @@ def make_step_report(results: dict[str, Any]) -> Group:
             value, ratio = _value(row, key), _ratio(key, name)(results)
             cells += ["" if value is None else f"{value / scale:.1f}", "" if ratio is None else f"{ratio:.2f}x"]
         table.add_row(VARIANTS[name].title, *cells, row.get("problem", str(row.get("largest", ""))))
-    return Group(machine_table(results["machine"]), table, NOTE, verdict_table(GOALS[results["part"]], results))
+    goals = verdict_table(GOALS[results["part"]], results, "What a training step must reach")
+    return Group(machine_table(results["machine"]), table, NOTE, goals)
 
 
 NOTE = (
