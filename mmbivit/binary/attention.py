@@ -177,9 +177,9 @@ def attention_by_bits(
         return None
     if is_observed(attention) or is_observed(qkv_quantizer):
         return None
-    kernels = native_kernels(qkv)
-    attend = kept_attention if kernels is None else kernels.attention
     gamma = qkv_quantizer.thresholds
+    kernels = native_kernels(qkv, gamma, bias)
+    attend = kept_attention if kernels is None else kernels.attention
     gamma = None if gamma is None else gamma.to(qkv.dtype)
     return attend(qkv, gamma, bias, mask, scale, attention.ratio, attention.divide, num_heads)
 

@@ -202,14 +202,15 @@ class BinaryLinear(BinaryLayer, nn.Linear):
             return kernels.linear(*self._operands(x))
         return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight))
 
-    def _native(self, x: Tensor) -> TrainingKernels | None:
-        """Return the native kernels, where they compute what this layer does now."""
+    def _native(self, x: Tensor, *parameters: Tensor) -> TrainingKernels | None:
+        """Return the native kernels, where they compute what this layer, and what is behind it, does now."""
         if not self.input_quantizer.keeps_bits or not self.input_quantizer.is_clipped_sign:
             return None
         if self.weight_quantizer.binarize and self.weight_quantizer.sign_rule is None:
             return None
-        observed = is_observed(self.input_quantizer) or is_observed(self.weight_quantizer)
-        return None if observed or self.weight.dtype != torch.float32 else native_kernels(x)
+        if is_observed(self.input_quantizer) or is_observed(self.weight_quantizer):
+            return None
+        return native_kernels(*self._operands(x)[:-1], *parameters)
 
     def _operands(self, x: Tensor) -> tuple:
         return x, self.input_quantizer.thresholds, self.weight, self.bias, self.weight_quantizer.sign_rule
@@ -239,9 +240,9 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     ):
         return act(layer(x))
     if type(act) is RPReLU:
-        if (kernels := layer._native(x)) is not None:
-            return kernels.linear(*layer._operands(x), rprelu=(act.gamma, act.slope, act.zeta))
         follower, parameters = RPRELU, (act.gamma, act.slope, act.zeta)
+        if (kernels := layer._native(x, *parameters)) is not None:
+            return kernels.linear(*layer._operands(x), rprelu=parameters)
     elif type(act) is nn.GELU and act.approximate == "none":
         follower, parameters = GELU, ()
     elif type(act) is nn.ReLU:
@@ -256,7 +257,7 @@ def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
     if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or is_observed(layer):
         y = layer(x)
         return y * alpha.to(y.dtype)[:, None]
-    if (kernels := layer._native(x)) is not None:
+    if (kernels := layer._native(x, alpha)) is not None:
         return kernels.linear(*layer._operands(x), alpha=alpha)
     return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), ROW_SCALE, (alpha,))
 

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 __all__ = ["TrainingKernels", "native_kernels", "offer_kernels"]
 
@@ -59,10 +60,15 @@ def offer_kernels(kernels: TrainingKernels) -> None:
     _offered[:] = [kernels]
 
 
-def native_kernels(x: Tensor) -> TrainingKernels | None:
-    """Return the kernels that take an input, if there are any; none for ``torch.compile``, nor in autocast."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+def native_kernels(*operands: Tensor | None) -> TrainingKernels | None:
+    """Return the kernels, if there are any that take such operands: plain float32 in the memory of the CPU.
+
+    There are none for ``torch.compile``, nor in autocast.
+    """
+    if not _offered or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not _offered[0].run():
         return None
-    if not _offered or torch.is_autocast_enabled("cpu") or not _offered[0].run():
-        return None
-    return _offered[0]
+    return _offered[0] if all(map(_is_plain, operands)) else None
+
+
+def _is_plain(x: Tensor | None) -> bool:
+    return x is None or (type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype == torch.float32)

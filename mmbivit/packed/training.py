@@ -4,6 +4,8 @@ Products of two binary sides count bits, as packed networks do, and are exact. S
 form in plain torch, which is the specification, and serves on other devices and in other dtypes.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -62,29 +64,35 @@ def pass_inside(grad: Tensor, inside: Tensor) -> Tensor:
     return sums.sum(0)[:k]
 
 
-class _BinaryWeight:
-    """Weights ``scale * Sign(w - mean)`` of each row, as bits."""
+class _BinaryWeight(NamedTuple):
+    """Weights ``scale * Sign(w - mean)`` of each row: bit rows, and two numbers for each."""
 
-    def __init__(self, weight: Tensor, centered: bool):
-        self.rows, self.k, self.centered = *weight.shape, centered
-        self.mean, self.scale, self.bits = torch.zeros(self.rows), torch.empty(self.rows), _bits(self.rows, self.k)
-        pointers = map(_pointer, (weight, self.mean, self.scale, self.bits))
-        _call("weight_bits", kernels.WeightBitsArgs(*pointers, self.rows, self.k, centered))
+    bits: Tensor
+    scale: Tensor
+    mean: Tensor
 
-    def add_gradient(self, grad: Tensor, weight: Tensor, ste: str) -> Tensor:
+    @classmethod
+    def of(cls, weight: Tensor, center: str) -> "_BinaryWeight":
+        """Binarize latent weights ``(N, K)``; ``center`` is ``'row'`` or ``'none'``."""
+        rows, k = weight.shape
+        found = cls(_bits(rows, k), torch.empty(rows), torch.zeros(rows))
+        pointers = map(_pointer, (weight, found.mean, found.scale, found.bits))
+        _call("weight_bits", kernels.WeightBitsArgs(*pointers, rows, k, center == "row"))
+        return found
+
+    def latent_gradient(self, grad: Tensor, weight: Tensor, ste: str, center: str) -> Tensor:
         """Make the gradient of the latent weights of that of the binary ones, in place."""
         if ste != "identity":
-            factor = self.scale if ste == "theta" else None
-            pointers = map(_pointer, (weight, self.mean, factor, grad))
-            _call("weight_gradients", kernels.WeightGradientsArgs(*pointers, self.rows, self.k, self.centered))
+            pointers = map(_pointer, (weight, self.mean, self.scale if ste == "theta" else None, grad))
+            _call("weight_gradients", kernels.WeightGradientsArgs(*pointers, *weight.shape, center == "row"))
         return grad
 
 
 class _Product:
     """What a product of bit rows and binary weights is computed from, a second time in the backward pass."""
 
-    def __init__(self, bits: Tensor, weight: _BinaryWeight, bias: Tensor | None):
-        self.bits, self.k, self.n = bits, weight.k, weight.rows
+    def __init__(self, bits: Tensor, weight: _BinaryWeight, bias: Tensor | None, k: int):
+        self.bits, self.k, self.n = bits, k, len(weight.scale)
         self.weight, self.scale = word_blocks(weight.bits), pad_channels(weight.scale)
         self.bias = torch.zeros(padded(self.n)) if bias is None else pad_channels(bias)
 
@@ -124,30 +132,30 @@ class _Linear(torch.autograd.Function):
         alpha: Tensor | None,
         *rprelu: Tensor,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        rows, weight = x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous()
         act = pad_channels(torch.stack(rprelu)) if rprelu else None
         bits, inside, signs = sign_bits(rows, gamma, with_signs=rule is None)
         ctx.rule, ctx.shape = rule, x.shape
-        if rule is None:
+        binary = () if rule is None else _BinaryWeight.of(weight, rule[1])
+        if not binary:
             y = F.linear(signs, weight, bias)
             if act is not None:
                 _call("rprelu", kernels.RPReLUArgs(y.data_ptr(), act.data_ptr(), *y.shape))
         else:
-            ctx.binary = _BinaryWeight(weight, rule[1] == "row")
-            y = _Product(bits, ctx.binary, bias).compute(act)
+            y = _Product(bits, binary, bias, rows.shape[1]).compute(act)
+        ctx.save_for_backward(bits, inside, weight, bias, alpha, act, *binary)
         y = y.view(*x.shape[:-1], len(weight))
-        ctx.save_for_backward(bits, inside, weight, bias, alpha, act)
         return y if alpha is None else y.mul_(alpha[:, None])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bits, inside, weight, bias, alpha, act = ctx.saved_tensors
-        k, binary = weight.shape[1], ctx.binary if ctx.rule else None
+        bits, inside, weight, bias, alpha, act, *binary = ctx.saved_tensors
+        binary, k = _BinaryWeight(*binary) if binary else None, weight.shape[1]
         signs = unpack_rows(bits, k)
         of_alpha, of_rprelu = None, ()
         if alpha is not None or act is not None:
-            y = F.linear(signs, weight, bias) if binary is None else _Product(bits, binary, bias)
+            y = F.linear(signs, weight, bias) if binary is None else _Product(bits, binary, bias, k)
         if alpha is not None:
             values = y if binary is None else y.compute()
             of_alpha = torch.linalg.vecdot(grad, values.view_as(grad)).sum(0)
@@ -164,7 +172,7 @@ class _Linear(torch.autograd.Function):
         if needs_weight:
             of_weight = grad.t().mm(signs)
             if binary is not None:
-                of_weight = binary.add_gradient(of_weight, weight, ctx.rule[0])
+                of_weight = binary.latent_gradient(of_weight, weight, *ctx.rule)
         if needs_bias:
             of_bias = -of_rprelu[0] if act is not None else grad.sum(0)
         return of_x, of_gamma if needs_gamma else None, of_weight, of_bias, None, of_alpha, *of_rprelu
