@@ -79,7 +79,7 @@ RPRELU = Follower(
 GELU = Follower(F.gelu, lambda grad, y: (torch.ops.aten.gelu_backward(grad, y),))
 RELU = Follower(F.relu, lambda grad, y: (torch.ops.aten.threshold_backward(grad, y, 0),))
 # alpha (C,) of y (B, C, n)
-ROW_SCALE = Follower(lambda y, alpha: y * alpha[:, None], _row_scale_gradients)
+ROW_SCALE = Follower(lambda y, alpha: y * alpha.to(y.dtype)[:, None], _row_scale_gradients)
 
 
 class _KeptProduct(torch.autograd.Function):

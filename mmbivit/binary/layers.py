@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .functional import rprelu
 from .kept import GELU, RELU, ROW_SCALE, RPRELU, Follower, kept_product
 from .learned_scale import FirstBatch, LearnedScale
-from .native import TrainingKernels, native_kernels
+from .native import native_kernels
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign, is_observed
 
 __all__ = [
@@ -198,22 +198,22 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         )._copy_from(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        if (kernels := self._native(x)) is not None:
-            return kernels.linear(*self._operands(x))
-        return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight))
+        return self._forward(x)
 
-    def _native(self, x: Tensor, *parameters: Tensor) -> TrainingKernels | None:
-        """Return the native kernels, where they compute what this layer, and what is behind it, does now."""
-        if not self.input_quantizer.keeps_bits or not self.input_quantizer.is_clipped_sign:
-            return None
-        if self.weight_quantizer.binarize and self.weight_quantizer.sign_rule is None:
-            return None
-        if is_observed(self.input_quantizer) or is_observed(self.weight_quantizer):
-            return None
-        return native_kernels(*self._operands(x)[:-1], *parameters)
+    def _forward(self, x: Tensor, follower: Follower | None = None, parameters: tuple[Tensor, ...] = ()) -> Tensor:
+        """Return the output, or what a follower makes of it."""
+        if self._is_plain_sign():
+            operands = x, self.input_quantizer.thresholds, self.weight, self.bias
+            if (kernels := native_kernels(*operands, *parameters)) is not None:
+                return kernels.linear(*operands, self.weight_quantizer.sign_rule, follower, parameters)
+        return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight), follower, parameters)
 
-    def _operands(self, x: Tensor) -> tuple:
-        return x, self.input_quantizer.thresholds, self.weight, self.bias, self.weight_quantizer.sign_rule
+    def _is_plain_sign(self) -> bool:
+        """Whether native kernels compute what the quantizers do now, in training."""
+        inputs, weights = self.input_quantizer, self.weight_quantizer
+        if not inputs.keeps_bits or not inputs.is_clipped_sign or is_observed(inputs) or is_observed(weights):
+            return False
+        return not weights.binarize or weights.sign_rule is not None
 
     def _product(
         self, x: Tensor, weight: Tensor, follower: Follower | None = None, parameters: tuple[Tensor, ...] = ()
@@ -232,34 +232,25 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
     Not so where either is being observed, or is not one of those that are known.
     """
-    if (
-        type(layer) is not BinaryLinear
-        or not layer.input_quantizer.keeps_bits
-        or is_observed(layer)
-        or is_observed(act)
-    ):
+    if not _can_be_followed(layer) or is_observed(act):
         return act(layer(x))
     if type(act) is RPReLU:
-        follower, parameters = RPRELU, (act.gamma, act.slope, act.zeta)
-        if (kernels := layer._native(x, *parameters)) is not None:
-            return kernels.linear(*layer._operands(x), rprelu=parameters)
-    elif type(act) is nn.GELU and act.approximate == "none":
-        follower, parameters = GELU, ()
-    elif type(act) is nn.ReLU:
-        follower, parameters = RELU, ()
-    else:
-        return act(layer(x))
-    return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), follower, parameters)
+        return layer._forward(x, RPRELU, (act.gamma, act.slope, act.zeta))
+    if type(act) is nn.GELU and act.approximate == "none":
+        return layer._forward(x, GELU)
+    return layer._forward(x, RELU) if type(act) is nn.ReLU else act(layer(x))
 
 
 def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
     """Return ``alpha[:, None] * layer(x)`` of ``(B, C, n)``; the product is computed again in the backward pass."""
-    if type(layer) is not BinaryLinear or not layer.input_quantizer.keeps_bits or is_observed(layer):
-        y = layer(x)
-        return y * alpha.to(y.dtype)[:, None]
-    if (kernels := layer._native(x, alpha)) is not None:
-        return kernels.linear(*layer._operands(x), alpha=alpha)
-    return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), ROW_SCALE, (alpha,))
+    if _can_be_followed(layer):
+        return layer._forward(x, ROW_SCALE, (alpha,))
+    y = layer(x)
+    return y * alpha.to(y.dtype)[:, None]
+
+
+def _can_be_followed(layer: nn.Module) -> bool:
+    return type(layer) is BinaryLinear and layer.input_quantizer.keeps_bits and not is_observed(layer)
 
 
 def repeat_or_average(x: Tensor, channels: int) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .kept import Follower
+
 __all__ = ["TrainingKernels", "native_kernels", "offer_kernels"]
 
 
@@ -22,10 +24,10 @@ class TrainingKernels(Protocol):
         weight: Tensor,
         bias: Tensor | None,
         rule: tuple[str, str] | None,
-        rprelu: tuple[Tensor, Tensor, Tensor] | None = None,
-        alpha: Tensor | None = None,
+        follower: Follower | None = None,
+        parameters: tuple[Tensor, ...] = (),
     ) -> Tensor:
-        """Return ``RPReLU(Sign(x - gamma) @ W.T + bias)``, or ``alpha[:, None]`` times the product of ``(B, C, n)``.
+        """Return ``follower(Sign(x - gamma) @ W.T + bias)``.
 
         Args:
             x: ``(*, in_features)``.
@@ -34,8 +36,8 @@ class TrainingKernels(Protocol):
             bias: ``(out_features,)``, or ``None``.
             rule: ``ste`` and ``center`` of :func:`mmbivit.binary.binarize_weight` with a scale per row; ``None`` for
                 float weights.
-            rprelu: gamma, slope and zeta, ``(out_features,)`` each.
-            alpha: ``(C,)``.
+            follower: what is computed from the product right behind it.
+            parameters: its parameters.
         """
 
     def attention(

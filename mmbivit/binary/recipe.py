@@ -86,10 +86,9 @@ class Recipe:
         act: ``'rprelu'``, ``'gelu'``, ``'relu'`` or ``'none'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
         norm_eps: what a LayerNorm adds to the variance; a backbone has that of its float weights.
-        keep_bits: whether training keeps bits for the backward pass where they suffice. Floats are the default: every
-            operation is torch's or one of :mod:`mmbivit.binary.functional`, step by step as it is written there. Bits
-            give the same values, and gradients of which a few sums are taken in another order; they take less memory,
-            and more time.
+        keep_bits: whether training keeps bits for the backward pass where they suffice, and on CPUs uses native
+            kernels where they compute the same. Otherwise every operation is torch's or one of
+            :mod:`mmbivit.binary.functional`, step by step as it is written there, and keeps floats.
         places: other values of the fields above in some places: the linear layers ``'qkv'``, ``'proj'``, ``'fc1'`` and
             ``'fc2'`` (those of the token mixing are called so, too), and ``'heads'``, the quantizer of queries, keys
             and values. For example ``dict(fc2=dict(activations='elastic'))``.

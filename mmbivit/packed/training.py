@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmbivit.binary.kept import RPRELU, Follower
 from mmbivit.binary.native import offer_kernels
 
 from . import kernels
@@ -129,13 +130,13 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         rule: tuple[str, str] | None,
-        alpha: Tensor | None,
-        *rprelu: Tensor,
+        follower: Follower | None,
+        *parameters: Tensor,
     ) -> Tensor:
         rows, weight = x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous()
-        act = pad_channels(torch.stack(rprelu)) if rprelu else None
+        act = pad_channels(torch.stack(parameters)) if follower is RPRELU else None
         bits, inside, signs = sign_bits(rows, gamma, with_signs=rule is None)
-        ctx.rule, ctx.shape = rule, x.shape
+        ctx.rule, ctx.follower, ctx.shape = rule, follower, x.shape
         binary = () if rule is None else _BinaryWeight.of(weight, rule[1])
         if not binary:
             y = F.linear(signs, weight, bias)
@@ -143,26 +144,26 @@ class _Linear(torch.autograd.Function):
                 _call("rprelu", kernels.RPReLUArgs(y.data_ptr(), act.data_ptr(), *y.shape))
         else:
             y = _Product(bits, binary, bias, rows.shape[1]).compute(act)
-        ctx.save_for_backward(bits, inside, weight, bias, alpha, act, *binary)
+        ctx.num_parameters = len(parameters)
+        ctx.save_for_backward(bits, inside, weight, bias, act, *parameters, *binary)
         y = y.view(*x.shape[:-1], len(weight))
-        return y if alpha is None else y.mul_(alpha[:, None])
+        return y if follower is None or act is not None else follower.forward(y, *parameters)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bits, inside, weight, bias, alpha, act, *binary = ctx.saved_tensors
+        bits, inside, weight, bias, act, *others = ctx.saved_tensors
+        parameters, binary = others[: ctx.num_parameters], others[ctx.num_parameters :]
         binary, k = _BinaryWeight(*binary) if binary else None, weight.shape[1]
-        signs = unpack_rows(bits, k)
-        of_alpha, of_rprelu = None, ()
-        if alpha is not None or act is not None:
+        signs, of_parameters = unpack_rows(bits, k), ()
+        if ctx.follower is not None:
             y = F.linear(signs, weight, bias) if binary is None else _Product(bits, binary, bias, k)
-        if alpha is not None:
-            values = y if binary is None else y.compute()
-            of_alpha = torch.linalg.vecdot(grad, values.view_as(grad)).sum(0)
-            grad = grad * alpha[:, None]
-        grad = grad.reshape(-1, len(weight)).contiguous()
         if act is not None:
-            grad, of_rprelu = _rprelu_gradients(grad, act, y)
+            grad, of_parameters = _rprelu_gradients(grad.reshape(-1, len(weight)).contiguous(), act, y)
+        elif ctx.follower is not None:
+            y = (y if binary is None else y.compute()).view_as(grad)
+            grad, *of_parameters = ctx.follower.backward(grad, y, *parameters)
+        grad = grad.reshape(-1, len(weight)).contiguous()
         needs_x, needs_gamma, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         of_x = of_gamma = of_weight = of_bias = None
         if needs_x or needs_gamma:
@@ -174,8 +175,8 @@ class _Linear(torch.autograd.Function):
             if binary is not None:
                 of_weight = binary.latent_gradient(of_weight, weight, *ctx.rule)
         if needs_bias:
-            of_bias = -of_rprelu[0] if act is not None else grad.sum(0)
-        return of_x, of_gamma if needs_gamma else None, of_weight, of_bias, None, of_alpha, *of_rprelu
+            of_bias = -of_parameters[0] if act is not None else grad.sum(0)
+        return of_x, of_gamma if needs_gamma else None, of_weight, of_bias, None, None, *of_parameters
 
 
 class NativeTraining:
@@ -192,11 +193,11 @@ class NativeTraining:
         weight: Tensor,
         bias: Tensor | None,
         rule: tuple[str, str] | None,
-        rprelu: tuple[Tensor, Tensor, Tensor] | None = None,
-        alpha: Tensor | None = None,
+        follower: Follower | None = None,
+        parameters: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """Multiply; see the protocol."""
-        return _Linear.apply(x, gamma, weight, bias, rule, alpha, *(rprelu or ()))
+        return _Linear.apply(x, gamma, weight, bias, rule, follower, *parameters)
 
     def attention(
         self,

@@ -14,14 +14,14 @@ PATHS = kernels.available_paths()[:-1]
 
 
 class Pair(nn.Module):
-    """A layer and what comes right behind it: an RPReLU, a factor for each channel, or nothing."""
+    """A layer and what comes right behind it: an RPReLU, a GELU, a factor for each channel, or nothing."""
 
     def __init__(self, k, n, stage, behind, bias=True, threshold="channel", **rule):
         super().__init__()
         quantizers = dict(input_quantizer=RSign(k, threshold=threshold), weight_quantizer=WeightSign(**rule))
         self.layer = BinaryLinear(k, n, bias=bias, **quantizers)
         self.layer.weight_quantizer.binarize = stage == 2
-        self.act = RPReLU(n) if behind == "rprelu" else None
+        self.act = dict(rprelu=RPReLU(n), gelu=nn.GELU()).get(behind)
         self.alpha = nn.Parameter(torch.empty(5)) if behind == "alpha" else None
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5)
@@ -56,6 +56,7 @@ def compute(pair, x):
         dict(k=49, n=49, behind="alpha"),
         dict(k=7, n=3, behind="alpha", bias=False, threshold="none"),
         dict(k=300, n=31, behind=None, center="none"),
+        dict(k=64, n=40, behind="gelu"),
         dict(k=1, n=1, behind=None, bias=False, ste="identity"),
     ],
     ids=str,
