@@ -124,7 +124,8 @@ def test_a_run_ends_with_the_same_weights(resume, configs, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = run_detector(configs["binary"], work_dir, "binary", checkpoints["detector_float"], **options)
+        with use_path("reference"):  # native kernels do not round where torch does: signs of ties differ
+            model = run_detector(configs["binary"], work_dir, "binary", checkpoints["detector_float"], **options)
     finally:
         torch.set_num_threads(threads)
 

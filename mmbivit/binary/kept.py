@@ -183,7 +183,8 @@ class _KeptConvolution(torch.autograd.Function):
         binary_weight: bool,
     ) -> Tensor:
         ctx.options = stride, (0, 0), dilation, transposed, (0, 0), 1
-        y = torch.ops.aten.convolution(x, weight, bias, *ctx.options)
+        convolve = F.conv_transpose2d if transposed else F.conv2d
+        y = convolve(x, weight, bias, stride=stride, dilation=dilation)
         ctx.x_dtype, ctx.y_dtype, ctx.weight_dtype = x.dtype, y.dtype, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         last = x.permute(0, 2, 3, 1)

@@ -19,6 +19,7 @@ __all__ = [
     "ActivationQuantizer",
     "ElasticBinary",
     "LearnedScaleWeightSign",
+    "ObservedAsNow",
     "Quantizer",
     "RSign",
     "ScaledSign",
@@ -57,9 +58,29 @@ class Quantizer(nn.Module):
         return UserError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
 
 
+class ObservedAsNow:
+    """Within this context, which may be entered anew, modules count as observed that were so when it was made.
+
+    Args:
+        root: the module whose parts are meant.
+    """
+
+    modules: ClassVar[frozenset[nn.Module]] = frozenset()
+
+    def __init__(self, root: nn.Module):
+        self._now = frozenset(part for part in root.modules() if is_observed(part))
+
+    def __enter__(self) -> None:
+        self._before = ObservedAsNow.modules
+        ObservedAsNow.modules = self._before | self._now
+
+    def __exit__(self, *exc_info: object) -> None:
+        ObservedAsNow.modules = self._before
+
+
 def is_observed(module: nn.Module) -> bool:
     """Whether hooks look at what a module takes or makes, so that it must be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(module._forward_hooks or module._forward_pre_hooks) or module in ObservedAsNow.modules
 
 
 class ActivationQuantizer(Quantizer):
