@@ -37,33 +37,38 @@ void begin_unit(const Args* args, const HeadBitsScratch& s, int64_t unit, bool f
     memset(s.values, 0, s.token_words * s.head_blocks * 16 * sizeof(uint32_t));
 }
 
-// Select the keys of a query and return how many they are.
-template <int VECTORS, class Args>
+// Select the keys of a query and return how many they are; their scores are left in memory if LEAVE. VECTORS of keys and
+// WORDS of a head are 0 if only known at run time.
+template <int VECTORS, int WORDS, bool LEAVE, class Args>
 SIMD int select_in_training(const Args* args, const HeadBitsScratch& s, int64_t head, int64_t query, float* scores) {
     const float* bias = args->bias ? args->bias + (head * args->tokens + query) * s.padded_tokens : s.no_bias;
-    return select_keys<VECTORS>(s.queries + query, s.keys, s.head_words, s.padded_tokens, bias,
-                                args->mask ? s.allowed + query * s.token_words : nullptr, args->selection, head, scores,
-                                s.selected);
+    return select_keys<LEAVE ? 0 : VECTORS>(
+        s.queries + query, s.keys, WORDS ? WORDS : s.head_words, VECTORS ? VECTORS * 16 : s.padded_tokens, bias,
+        args->mask ? s.allowed + query * s.token_words : nullptr, args->selection, head, scores, s.selected);
 }
+
+// Whether a head is one of those in windows of Swin: 7 x 7 tokens, 32 channels.
+SIMD bool is_small(const HeadBitsScratch& s) { return s.padded_tokens == 64 && s.head_words == 1; }
 
 // ---------------------------------------------------------------------------------------------------------------
 // Forward
 
-// Take the signs of queries, keys and values of a token, and where the gradient passes them.
-void sign_token(const AttentionBitsArgs* args, const HeadBitsScratch& s, int64_t unit, int64_t token) {
-    const int64_t group = unit / args->heads, head = unit % args->heads, tokens = args->tokens, k = args->head_dim;
-    const int64_t next = unit + 1 < args->groups * args->heads ? unit + 1 : unit;
-    const float* next_x = args->qkv + ((next / args->heads * tokens + token) * 3 * args->heads + next % args->heads) * k;
-    const int64_t row_bits = (unit * tokens + token) * 3;
-    for (int64_t part = 0; part < 3; part++) {
-        const int64_t first = (part * args->heads + head) * k;
-        const float* x = args->qkv + (group * tokens + token) * 3 * args->heads * k + first;
-        const float* gamma = args->gamma ? args->gamma + first : nullptr;
-        prefetch(next_x + first - head * k, k);
-        uint16_t* bits = args->bits ? halves(args->bits + (row_bits + part) * s.head_words) : nullptr;
-        uint16_t* inside = args->bits ? halves(args->inside + (row_bits + part) * s.head_words) : nullptr;
-        uint32_t* words = (part == 0 ? s.queries : s.keys) + token;
-        for (int64_t b = 0; b < s.head_blocks; b++) {
+// Take the signs of the queries (part 0), keys (1) or values (2) of a unit, and where the gradient passes them.
+template <int PART>
+void take_signs(const AttentionBitsArgs* args, const HeadBitsScratch& s, int64_t unit) {
+    const int64_t heads = args->heads, tokens = args->tokens, k = args->head_dim, row = 3 * heads * k;
+    const int64_t blocks = s.head_blocks, padded_tokens = s.padded_tokens;
+    const auto start = [&](int64_t u) { return args->qkv + u / heads * tokens * row + (PART * heads + u % heads) * k; };
+    const float *x = start(unit), *next = start(unit + 1 < args->groups * heads ? unit + 1 : unit);
+    const float* gamma = args->gamma ? args->gamma + (PART * heads + unit % heads) * k : nullptr;
+    const int64_t first = (unit * tokens * 3 + PART) * s.head_words * 2, stride = 3 * s.head_words * 2;  // in halves
+    uint16_t* bits = args->bits ? halves(args->bits) + first : nullptr;
+    uint16_t* inside = args->bits ? halves(args->inside) + first : nullptr;
+    uint16_t* words = halves(PART == 0 ? s.queries : s.keys);
+    uint32_t* values = s.values;
+    for (int64_t t = 0; t < tokens; t++, x += row, next += row) {
+        prefetch(next, k);
+        for (int64_t b = 0; b < blocks; b++) {
             const int left = (int)(k - b * 16);
             F16 y = left < 16 ? load_f(x + b * 16, left) : load_f(x + b * 16);
             if (gamma) y = sub_f(y, left < 16 ? load_f(gamma + b * 16, left) : load_f(gamma + b * 16));
@@ -74,26 +79,27 @@ void sign_token(const AttentionBitsArgs* args, const HeadBitsScratch& s, int64_t
                 bits[b] = half;
                 inside[b] = (uint16_t)(mask_bits(at_least_f(broadcast_f(1.0f), max_f(y, sub_f(zero_f(), y)))) & real);
             }
-            if (part < 2) {
-                halves(words + b / 2 * s.padded_tokens)[b % 2] = half;
+            if (PART < 2) {
+                words[(b / 2 * padded_tokens + t) * 2 + b % 2] = half;
             } else {
-                uint32_t* word = s.values + (token / 32 * s.head_blocks + b) * 16;
-                store(word, or_where(load(word), set, broadcast(1u << token % 32)));
+                uint32_t* word = values + (t / 32 * blocks + b) * 16;
+                store(word, or_where(load(word), set, broadcast(1u << t % 32)));
             }
         }
-        if (s.head_blocks % 2) {
-            if (bits) bits[s.head_blocks] = inside[s.head_blocks] = 0;
-            halves(words + s.head_blocks / 2 * s.padded_tokens)[1] = 0;
+        if (blocks % 2) {  // half of the last word stays empty
+            if (bits) bits[blocks] = inside[blocks] = 0;
+            if (PART < 2) words[(blocks / 2 * padded_tokens + t) * 2 + 1] = 0;
         }
+        if (bits) bits += stride, inside += stride;
     }
 }
 
-template <int VECTORS>
+template <int VECTORS, int WORDS>
 void attend(const AttentionBitsArgs* args, const HeadBitsScratch& s, int64_t unit) {
     const int64_t group = unit / args->heads, head = unit % args->heads, k = args->head_dim;
     const int64_t token_words = VECTORS ? (VECTORS + 1) / 2 : s.token_words;
     for (int64_t query = 0; query < args->tokens; query++) {
-        const int number = select_in_training<VECTORS>(args, s, head, query, s.scores);
+        const int number = select_in_training<VECTORS, WORDS, false>(args, s, head, query, s.scores);
         const F16 all = broadcast_f((float)number), factor = broadcast_f(args->divide ? 1.0f / (float)number : 1.0f);
         float* out = args->out + ((group * args->tokens + query) * args->heads + head) * k;
         for (int64_t b = 0; b < s.head_blocks; b++) {
@@ -109,9 +115,11 @@ void attention_bits(const AttentionBitsArgs* args, int64_t begin, int64_t end, W
     const HeadBitsScratch s(args, worker->memory);
     for (int64_t unit = begin; unit < end; unit++) {
         begin_unit(args, s, unit, unit == begin);
-        for (int64_t t = 0; t < args->tokens; t++) sign_token(args, s, unit, t);
+        take_signs<0>(args, s, unit);
+        take_signs<1>(args, s, unit);
+        take_signs<2>(args, s, unit);
         timer.lap(PHASE_PACK);
-        s.padded_tokens == 64 ? attend<4>(args, s, unit) : attend<0>(args, s, unit);
+        is_small(s) ? attend<4, 1>(args, s, unit) : attend<0, 0>(args, s, unit);
         timer.lap(PHASE_ATTENTION);
     }
 }
@@ -194,16 +202,18 @@ SIMD void softmax_row(float* scores, int64_t vectors) {
 }
 
 // Find weights, softmax and the gradient of the selected values' sum, for queries from `begin` on.
+template <int VECTORS, int WORDS>
 void score_again(const AttentionGradientsArgs* args, const HeadGradientsScratch& s, int64_t unit, int64_t begin,
                  int64_t queries) {
-    const int64_t head = unit % args->heads, k = args->head_dim, vectors = s.padded_tokens / 16;
+    const int64_t head = unit % args->heads, k = args->head_dim;
+    const int64_t vectors = VECTORS ? VECTORS : s.padded_tokens / 16;
     const float* grad = args->grad + ((unit / args->heads * args->tokens + begin) * args->heads + head) * k;
     const int64_t next = unit + 1 < args->groups * args->heads ? unit + 1 : unit;
     const int64_t to_next = ((next / args->heads - unit / args->heads) * args->tokens * args->heads + next % args->heads - head) * k;
     for (int64_t q = 0; q < queries; q++, grad += args->heads * k) {
         prefetch(grad + to_next, k);
         float *softmax = s.softmax + q * s.padded_tokens, *weights = s.weights + q * s.padded_tokens;
-        const int number = select_in_training<0>(args, s, head, begin + q, softmax);
+        const int number = select_in_training<VECTORS, WORDS, true>(args, s, head, begin + q, softmax);
         softmax_row(softmax, vectors);
         for (int64_t v = 0; v < vectors; v++) {
             const M16 chosen = mask_from_bits(s.selected[v / 2] >> v % 2 * 16 & 0xffff);
@@ -236,28 +246,34 @@ void score_gradients(const HeadGradientsScratch& s, int64_t queries, float* grad
     }
 }
 
-// Gradients of queries, keys or values behind the sign, and their sums.
+// Gradients of the queries (part 0), keys (1) or values (2) of a unit before the sign, and their sums.
 struct ThroughSign {
-    const AttentionGradientsArgs* args;
-    const HeadGradientsScratch& s;
-    int64_t unit;
+    const uint32_t* inside;
+    float *out, *sums;
+    int64_t inside_stride, stride, k;  // of tokens
 
-    METHOD void operator()(int64_t part, int64_t token, int64_t block, F16 y) const {
-        const int64_t tokens = args->tokens, heads = args->heads, k = args->head_dim, left = k - block * 16;
-        const uint32_t word = args->inside[((unit * tokens + token) * 3 + part) * s.head_words + block / 2];
+    ThroughSign(const AttentionGradientsArgs* args, const HeadGradientsScratch& s, int64_t unit, int64_t part)
+        : inside(args->inside + (unit * args->tokens * 3 + part) * s.head_words),
+          sums(s.sums + part * s.stride),
+          inside_stride(3 * s.head_words),
+          stride(3 * args->heads * args->head_dim),
+          k(args->head_dim) {
+        out = args->grad_qkv + unit / args->heads * args->tokens * stride + (part * args->heads + unit % args->heads) * k;
+    }
+    METHOD void operator()(int64_t token, int64_t block, F16 y) const {
+        const int64_t left = k - block * 16;
+        const uint32_t word = inside[token * inside_stride + block / 2];
         y = where_f(mask_from_bits(word >> block % 2 * 16 & 0xffff), y, zero_f());
-        float* sum = s.sums + part * s.stride + block * 16;
-        store_f(sum, add_f(load_f(sum), y));
-        const int64_t row = (unit / heads * tokens + token) * 3 + part;
-        float* out = args->grad_qkv + (row * heads + unit % heads) * k + block * 16;
-        left < 16 ? store_f(out, y, (int)left) : store_f(out, y);
+        store_f(sums + block * 16, add_f(load_f(sums + block * 16), y));
+        float* to = out + token * stride + block * 16;
+        left < 16 ? store_f(to, y, (int)left) : store_f(to, y);
     }
 };
 
 void unit_gradients(const AttentionGradientsArgs* args, const HeadGradientsScratch& s, int64_t unit, float* grad_bias) {
     const int64_t tokens = args->tokens, vectors = s.padded_tokens / 16, head = unit % args->heads;
     const F16 scale = broadcast_f(args->selection.step[head] / 2);
-    const ThroughSign through_sign = {args, s, unit};
+    const ThroughSign to_queries(args, s, unit, 0), to_keys(args, s, unit, 1), to_values(args, s, unit, 2);
     restore_signs(args, s, unit);
     memset(s.sums, 0, 3 * s.stride * sizeof(float));
     for (int64_t begin = 0; begin < tokens; begin += ROWS_AT_A_TIME) {
@@ -268,20 +284,20 @@ void unit_gradients(const AttentionGradientsArgs* args, const HeadGradientsScrat
                 store_f(sum, begin ? add_f(load_f(sum), y) : y);
             };
         };
-        score_again(args, s, unit, begin, queries);
+        is_small(s) ? score_again<4, 1>(args, s, unit, begin, queries) : score_again<0, 0>(args, s, unit, begin, queries);
         multiply<true>(s.weights, s.padded_tokens, tokens, queries, s.grad, s.head_blocks, add_to(s.grad_values));
         multiply<false>(s.grad, s.stride, queries, args->head_dim, s.value_signs, vectors,
                         [&](int64_t q, int64_t v, F16 y) { store_f(s.weights + q * s.padded_tokens + v * 16, y); });
         score_gradients(s, queries, grad_bias ? grad_bias + (head * tokens + begin) * s.padded_tokens : nullptr);
         multiply<false>(s.softmax, s.padded_tokens, queries, tokens, s.key_signs, s.head_blocks,
-                        [&](int64_t q, int64_t b, F16 y) { through_sign(0, begin + q, b, mul_f(y, scale)); });
+                        [&](int64_t q, int64_t b, F16 y) { to_queries(begin + q, b, mul_f(y, scale)); });
         multiply<true>(s.softmax, s.padded_tokens, tokens, queries, s.query_signs + begin * s.stride, s.head_blocks,
                        add_to(s.grad_keys));
     }
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t b = 0; b < s.head_blocks; b++) {
-            through_sign(1, t, b, mul_f(load_f(s.grad_keys + t * s.stride + b * 16), scale));
-            through_sign(2, t, b, load_f(s.grad_values + t * s.stride + b * 16));
+            to_keys(t, b, mul_f(load_f(s.grad_keys + t * s.stride + b * 16), scale));
+            to_values(t, b, load_f(s.grad_values + t * s.stride + b * 16));
         }
 }
 
