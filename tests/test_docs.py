@@ -9,7 +9,7 @@ import pytest
 from mmbivit import registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FOLDERS = ("mmbivit", "configs", "tools", "tests", "docs")
 
 
@@ -37,7 +37,7 @@ def exists(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_names_and_paths_exist(page):
     text = page.read_text()
     types = registered()
