@@ -11,6 +11,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False
+exclude_patterns = ["work_dirs"]  # which the notebook writes
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
