@@ -1,4 +1,4 @@
-"""The notebook is committed without outputs, and its cells run from the first to the last, on pictures of the user's."""
+"""The notebook is committed without outputs, and its cells run in turn, on pictures of the user's."""
 
 import ast
 import json
