@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.registry import MODELS, DefaultScope
 
 from mmbivit.apis import load_config
@@ -65,3 +66,22 @@ def test_own_config_is_atss_with_a_binary_backbone(tmp_path):
     names = [name for network in (model, build(cfg)) for name, _ in network.named_parameters()]
     for key in cfg.optim_wrapper.paramwise_cfg.custom_keys:
         assert any(key in name for name in names), key
+
+
+def test_larq_layer_computes_what_larqs_computes():
+    text = (ROOT / "docs" / "migrate.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(block, names)
+    layer = names["layer"]
+    x = torch.randn(8, 64)
+    with torch.no_grad():
+        layer.weight.copy_(1.5 * torch.randn(32, 64))
+        x[0, 0] = layer.weight[0, 0] = 0
+    # magnitude_aware_sign and ste_sign: the mean magnitude of each output times the sign, gradients within -1 and 1
+    signs, scale = (torch.where(t >= 0, 1.0, -1.0) for t in (x, layer.weight)), layer.weight.abs().mean(1, keepdim=True)
+    input_signs, weight_signs = signs
+    torch.testing.assert_close(layer(x), input_signs @ (scale * weight_signs).T)
+    layer(x).sum().backward()
+    expected = scale * input_signs.sum(0).expand(32, 64) * (layer.weight.abs() <= 1)
+    torch.testing.assert_close(layer.weight.grad, expected)
