@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 OPENMMLAB_BIN := .venv-openmmlab/bin
 OPENMMLAB_STAMP := .venv-openmmlab/.installed
 
-.PHONY: demo test test-openmmlab test-sanitizers lint install clean
+.PHONY: demo test test-openmmlab test-sanitizers docs lint install clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT))
@@ -40,13 +40,18 @@ test-sanitizers: $(STAMP)
 		MMBIVIT_KERNELS=portable $(BIN_PATH)/python -c "from mmbivit.packed import kernels; print(*kernels.available_paths())" && \
 		$(BIN_PATH)/python -m pytest --capture=sys -p no:cacheprovider $(SANITIZED_TESTS)
 
+# The documentation site; a warning fails.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs build/docs
+	@echo "Open build/docs/index.html"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 install: $(STAMP)
 
-$(STAMP): EXTRAS := onedl,demo,dev,benchmark
+$(STAMP): EXTRAS := onedl,demo,dev,docs,benchmark
 $(OPENMMLAB_STAMP): EXTRAS := openmmlab,demo,dev
 $(STAMP) $(OPENMMLAB_STAMP): setup.py pyproject.toml $(wildcard mmbivit/packed/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

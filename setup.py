@@ -107,6 +107,7 @@ setup(
         # Other runtimes, for ONNX export and tools/benchmarks/packed_inference.py; psutil for tools/benchmarks/soak.py
         "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
         "demo": ["scikit-learn", "scikit-image"],
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         # playwright looks at pages in a Chromium or Chrome of the machine, where there is one
         "dev": ["pytest", "pytest-xdist", "ruff", "setuptools>=77", "wheel", "tensorboard", "playwright"],
     },

@@ -9,7 +9,7 @@ import pytest
 from mmbivit import registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FOLDERS = ("mmbivit", "configs", "tools", "tests", "docs")
 
 
@@ -37,7 +37,7 @@ def exists(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_names_and_paths_exist(page):
     text = page.read_text()
     types = registered()
@@ -51,3 +51,35 @@ def test_names_and_paths_exist(page):
 
 def test_what_does_not_exist_is_seen():
     assert exists("mmbivit.deploy.pack") and not exists("mmbivit.deploy.unpack") and not exists("mmbivit.nothing.pack")
+
+
+def options_of(tool: str) -> set[str]:
+    """The options that a tool's parsers name, with those that several tools share."""
+    tool = re.sub(r"(dist|slurm)_(train|test)\.sh", r"\2.py", tool)  # which hand their options on
+    sources = [ROOT / tool, ROOT / "mmbivit/apis/options.py"]
+    if "benchmarks" in tool:
+        sources += (ROOT / "tools/benchmarks/mmbivit_benchmarks").rglob("*.py")
+    return {"--help", *re.findall(r'"(--[a-z][\w-]*)"', "".join(source.read_text() for source in sources))}
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """The tools that the blocks of a page call, each with the rest of its line without the comment."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition(" #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    calls = [re.search(r"\b(tools/[\w/]+\.(?:py|sh))\b(.*)", line) for line in lines]
+    return [(call[1], call[2]) for call in calls if call]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_have_options_that_exist(page):
+    unknown = {}
+    for tool, rest in commands(page.read_text()):
+        if wrong := set(re.findall(r"(?<=\s)--[a-z][\w-]*", rest)) - options_of(tool):
+            unknown[tool] = wrong
+    assert not unknown
+
+
+def test_an_option_that_does_not_exist_is_seen():
+    ((tool, rest),) = commands("```bash\npython tools/train.py CONFIG \\\n    --amp  # --comment\n```")
+    assert "--amp" in rest and "--comment" not in rest
+    assert "--amp" in options_of(tool) and "--work-dir" in options_of(tool) and "--apm" not in options_of(tool)

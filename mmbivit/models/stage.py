@@ -103,11 +103,13 @@ class StagedModule(nn.Module):
 
     By default there are two (SI-BiViT, Alg. 1):
 
-    | | stage 1 | stage 2 |
-    |---|---|---|
-    | activations | binary | binary |
-    | weights | float | binary |
-    | SI branch | idle | active |
+    =========== ======= =======
+    .           stage 1 stage 2
+    =========== ======= =======
+    activations binary  binary
+    weights     float   binary
+    SI branch   idle    active
+    =========== ======= =======
 
     With ``stage1='weights'`` it is the other way round in stage 1 (the baseline of SI-BiViT 4.1.3): binary weights,
     float activations. With ``'all'`` stage 1 is binary and whole, as stage 2 is: only distillation and what the hook
