@@ -108,6 +108,6 @@ setup(
         "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
         "demo": ["scikit-learn", "scikit-image"],
         # playwright looks at pages in a Chromium or Chrome of the machine, where there is one
-        "dev": ["pytest", "pytest-xdist", "ruff", "setuptools>=77", "wheel", "tensorboard", "playwright"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "setuptools>=77", "wheel", "tensorboard", "playwright"],
     },
 )

@@ -69,9 +69,9 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
 
 def _si_hidden(branches: list[SpatialInteraction | None]) -> int | tuple[int, ...] | None:
     """Return the hidden tokens of all stages alike, or of each."""
-    if branches[0] is None:
+    hidden = tuple(si.fc1.out_features for si in branches if si is not None)
+    if not hidden:
         return None
-    hidden = tuple(si.fc1.out_features for si in branches)
     return hidden[0] if len(set(hidden)) == 1 else hidden
 
 
