@@ -106,6 +106,7 @@ setup(
         "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1", "setuptools<81"],
         # Other runtimes, for ONNX export and tools/benchmarks/packed_inference.py; psutil for tools/benchmarks/soak.py
         "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
+        "hub": ["huggingface_hub>=0.30"],
         "demo": ["scikit-learn", "scikit-image"],
         # playwright looks at pages in a Chromium or Chrome of the machine, where there is one
         "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "setuptools>=77", "wheel", "tensorboard", "playwright"],

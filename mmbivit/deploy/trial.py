@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmbivit.checks import UserError
+from mmbivit.models import Backbone
 
 from .header import PackedFile
 
@@ -99,7 +100,9 @@ def _detect(model: nn.Module, image: Tensor, keys: Collection[str] | None = None
 
 
 def _pixel(model: nn.Module) -> Tensor:
-    return torch.zeros(model.backbone.config.in_channels, 1, 1, dtype=torch.uint8)
+    backbone = model.backbone
+    channels = backbone.in_channels if isinstance(backbone, Backbone) else backbone.config.in_channels
+    return torch.zeros(channels, 1, 1, dtype=torch.uint8)
 
 
 def _enlarged(image: Tensor, side: int) -> Tensor:
