@@ -2,7 +2,7 @@
 
     python .github/check_wheel.py
 
-Exits with an error where the kernels are missing, but on Windows, whose compiler they have not been written for.
+Exits with an error where the kernels are missing, but on Windows, where nobody has compiled them yet.
 """
 
 import sys

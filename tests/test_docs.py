@@ -3,13 +3,17 @@
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from mmbivit import registry
+from mmbivit import binary, registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*(ROOT / name for name in ("CONTRIBUTING.md", "README.md", "SECURITY.md")), *(ROOT / "docs").glob("*.md")]
+)
 FOLDERS = ("mmbivit", "configs", "tools", "tests", "docs")
 
 
@@ -51,3 +55,13 @@ def test_names_and_paths_exist(page):
 
 def test_what_does_not_exist_is_seen():
     assert exists("mmbivit.deploy.pack") and not exists("mmbivit.deploy.unpack") and not exists("mmbivit.nothing.pack")
+
+
+def test_the_recipe_of_the_page_builds_a_network_that_binarizes(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding_recipe.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(binary, "RECIPES", binary.RECIPES.copy())
+    names: dict[str, Any] = {}
+    exec(code, names)
+    layer = binary.RECIPES["scaled"].build_linear(8, 4)
+    assert type(layer.input_quantizer) is names["ScaledSign"]
+    assert layer.input_quantizer(torch.tensor([-0.5, 0.0, 2.0])).tolist() == [-1, 1, 1]

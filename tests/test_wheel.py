@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import mmbivit
+from mmbivit.deploy.header import FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (".cpp", ".h", ".html", ".inl", ".py", ".sh", ".typed")
@@ -105,6 +106,9 @@ def test_a_source_distribution_has_all_that_a_wheel_is_made_of(tmp_path):
 def test_the_citation_is_of_this_version_and_of_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (mmbivit.__version__, "Apache-2.0")
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    assert index["Collections"][0]["Code"]["Version"] == f"v{mmbivit.__version__}"
+    assert f"this version reads 1 to {FORMAT_VERSION}," in (ROOT / "docs" / "versions.md").read_text()
     (paper,) = citation["references"]
     readme = (ROOT / "README.md").read_text()
     assert paper["doi"] in readme and paper["collection-title"] in readme
