@@ -21,7 +21,7 @@ from mmbivit.analysis import complexity
 from mmbivit.apis import load_config
 from mmbivit.deploy import pack
 from mmbivit.hub import CARD, FILE, Card, Metric, from_pretrained, push_to_hub, save_pretrained
-from mmbivit.models import BinaryNesT, BinarySwinTransformer, BinaryVisionTransformer, BinaryViT
+from mmbivit.models import BinaryNesT, BinarySwinTransformer, BinaryVisionTransformer, BinaryViT, ImageClassifier
 from tests.deploy.networks import randomise
 
 SIZE = 32
@@ -136,6 +136,26 @@ def test_a_classifier_comes_back_with_its_names_and_transforms(as_bits, classifi
     assert step["type"] == "mmbivit.TimmTransform" and step["input_size"] == 32
     prediction = loaded.test_step(dict(inputs=torch.zeros(1, *SHAPE, dtype=torch.uint8), img_path=["a.png"]))[0]
     assert set(prediction["pred_names"]) == {"blue", "green", "red"}
+
+
+@pytest.mark.parametrize("as_bits", [False, True])
+def test_a_classifier_for_images_of_one_size_comes_back(as_bits, tmp_path):
+    backbone = dict(BACKBONES["vit"][1], type="mmbivit.BinaryVisionTransformer", out_type="cls_token")
+    model = ImageClassifier(backbone, 4).eval()
+    randomise(model.backbone)
+    stored = pack(model) if as_bits else model
+    save_pretrained(stored, tmp_path, CARDS, dict(type="mmbivit.ImageClassifier", backbone=backbone, num_classes=4))
+    assert_same(stored, from_pretrained(tmp_path))
+
+
+def test_a_network_of_the_first_training_stage_comes_back_in_it(tmp_path):
+    model = build("swin")
+    last = outputs(model)
+    model.set_stage(1)
+    save_pretrained(model, tmp_path, CARDS, SWIN)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.stage == 1 and not torch.equal(outputs(loaded)[0], last[0])
+    assert_same(model, loaded)
 
 
 def test_a_packed_detector_comes_back(detector, configs, tmp_path):
