@@ -1,6 +1,13 @@
 """Binarization with torch alone: formulas, quantizers, layers and recipes."""
 
-from .attention import ElasticAttention, KeySelection, ScoreSign, SoftmaxThreshold, relative_position_index
+from .attention import (
+    ElasticAttention,
+    KeySelection,
+    ScoreSign,
+    SoftmaxThreshold,
+    attention_by_bits,
+    relative_position_index,
+)
 from .bits import num_bytes, pack_bits, unpack_bits
 from .convolution import BinaryConv2d, BinaryConvTranspose2d
 from .functional import (
@@ -62,6 +69,7 @@ __all__ = [
     "SoftmaxThreshold",
     "WeightQuantizer",
     "WeightSign",
+    "attention_by_bits",
     "binarize_weight",
     "elastic_binary",
     "get_recipe",

@@ -1,15 +1,24 @@
 """Binarization of attention: 1-bit queries, keys and values, and probabilities in {0, 1}."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbivit.checks import UserError
 
 from .functional import elastic_binary, score_sign, straight_through, threshold_mask
+from .kept_attention import kept_attention
 from .learned_scale import LearnedScale
-from .quantizers import ActivationQuantizer
+from .native import native_kernels
+from .quantizers import ActivationQuantizer, is_observed
 
-__all__ = ["ElasticAttention", "KeySelection", "ScoreSign", "SoftmaxThreshold", "relative_position_index"]
+__all__ = [
+    "ElasticAttention",
+    "KeySelection",
+    "ScoreSign",
+    "SoftmaxThreshold",
+    "attention_by_bits",
+    "relative_position_index",
+]
 
 
 class KeySelection(ActivationQuantizer):
@@ -84,7 +93,7 @@ class ScoreSign(KeySelection):
         self.zero = zero
 
     def forward(self, scores: Tensor) -> Tensor:
-        return score_sign(scores, self.zero) if self.binarize else scores.softmax(dim=-1)
+        return score_sign(scores, self.zero, self.keeps_bits) if self.binarize else scores.softmax(dim=-1)
 
     @property
     def selection(self) -> str:
@@ -137,6 +146,42 @@ class ElasticAttention(KeySelection):
     def _mean(self, probabilities: Tensor) -> Tensor:
         means = probabilities.detach().float().mean(dim=(0, 2, 3))
         return means if len(self.scale.value) > 1 else means.mean().view(1)
+
+
+def attention_by_bits(
+    qkv: Tensor,
+    qkv_quantizer: nn.Module,
+    attention: nn.Module,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    num_heads: int,
+) -> Tensor | None:
+    """Attend so that two bits for each query, key and value are kept for the backward pass, and nothing else.
+
+    ``None`` where the parts are others than an :class:`RSign` and a :class:`SoftmaxThreshold`, one of them is being
+    observed, or floats are to be kept.
+
+    Args:
+        qkv: queries, keys and values, each of all heads, ``(G, n, 3 * C)``.
+        qkv_quantizer: makes them 1 bit.
+        attention: makes scores into weights.
+        bias, mask, scale, num_heads: see :func:`mmbivit.binary.kept_attention.kept_attention`.
+
+    Returns:
+        ``(G, n, C)``.
+    """
+    if type(attention) is not SoftmaxThreshold or not attention.binarize or not attention.keeps_bits:
+        return None
+    if not isinstance(qkv_quantizer, ActivationQuantizer) or not qkv_quantizer.is_clipped_sign:
+        return None
+    if is_observed(attention) or is_observed(qkv_quantizer):
+        return None
+    gamma = qkv_quantizer.thresholds
+    kernels = native_kernels(qkv, gamma, bias)
+    attend = kept_attention if kernels is None else kernels.attention
+    gamma = None if gamma is None else gamma.to(qkv.dtype)
+    return attend(qkv, gamma, bias, mask, scale, attention.ratio, attention.divide, num_heads)
 
 
 def relative_position_index(window_size: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mmbivit.checks import UserError
 
+from .kept import kept_convolution
 from .layers import BinaryLayer, RPReLU, repeat_or_average
 from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
 
@@ -148,8 +149,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         if any(self._reversed_padding_repeated_twice):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-        signs = self.input_quantizer(self._scaled_input(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return F.conv2d(signs, self._scaled_weight(), self.bias, self.stride, 0, self.dilation)
+        signs = self.input_quantizer(self._scaled_input(x).permute(0, 2, 3, 1))
+        return _convolve(self, signs, self._scaled_weight(), transposed=False)
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         y = y.permute(0, 2, 3, 1)
@@ -230,8 +231,16 @@ class BinaryConvTranspose2d(BinaryLayer, nn.ConvTranspose2d):
         return rows.view(self.out_channels, self.in_channels, *self.kernel_size).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        signs = self.input_quantizer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return F.conv_transpose2d(signs, self.effective_weight(), self.bias, self.stride)
+        return _convolve(self, self.input_quantizer(x.permute(0, 2, 3, 1)), self.effective_weight(), transposed=True)
+
+
+def _convolve(layer: BinaryLayer, signs: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """Convolve what the quantizers made: of the input ``(B, H, W, C)``, which is padded already."""
+    x, options = signs.permute(0, 3, 1, 2), dict(stride=layer.stride, dilation=layer.dilation)
+    if not layer.input_quantizer.keeps_bits:
+        return (F.conv_transpose2d if transposed else F.conv2d)(x, weight, layer.bias, **options)
+    levels, binary_weight = layer.input_quantizer.kept_levels(signs), layer.weight_quantizer.two_levels
+    return kept_convolution(x, weight, layer.bias, transposed, levels, binary_weight, **options)
 
 
 def _normed_together(norm: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .bits import pack_all, unpack_all
+
 __all__ = [
     "binarize_weight",
     "elastic_binary",
@@ -35,24 +37,38 @@ def _inside(x: Tensor) -> Tensor:
     return torch.le(x.abs(), 1, out=torch.empty(x.shape, dtype=torch.int8, device=x.device))
 
 
+def _kept(mask: Tensor, as_bits: bool) -> Tensor:
+    """Return what is kept of 0 and 1 in bytes: the bytes, or bits."""
+    return pack_all(mask.view(torch.bool)) if as_bits else mask
+
+
+def _times(grad: Tensor, kept: Tensor, as_bits: bool) -> Tensor:
+    """Multiply by what was kept."""
+    return grad * (unpack_all(kept, grad.shape).view(torch.int8).to(grad.dtype) if as_bits else kept)
+
+
 class _ThresholdSign(torch.autograd.Function):
-    """``Sign(x - gamma)``; keeps for the backward pass where the gradient passes, as one byte an element for 'clip'."""
+    """``Sign(x - gamma)``; keeps for the backward pass where the gradient passes, as a byte or a bit an element.
+
+    The gradient of 'poly' has other values than 0 and 1, which are kept as they are.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor | None, ste: str) -> Tensor:
+    def forward(ctx, x: Tensor, gamma: Tensor | None, ste: str, keep_bits: bool) -> Tensor:
         shifted = x if gamma is None else x - gamma
-        ctx.save_for_backward(_inside(shifted) if ste == "clip" else (2 - 2 * shifted.abs()).clamp(min=0))
+        ctx.as_bits = keep_bits and ste == "clip"
+        slope = _inside(shifted) if ste == "clip" else (2 - 2 * shifted.abs()).clamp(min=0)
+        ctx.save_for_backward(_kept(slope, ctx.as_bits))
         ctx.gamma_ndim = None if gamma is None else gamma.dim()
         return sign(shifted)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (slope,) = ctx.saved_tensors
-        grad_x = grad * slope
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        grad_x = _times(grad, *ctx.saved_tensors, ctx.as_bits)  # type: ignore[call-arg]  # one was saved
         if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
-            return grad_x, None, None
-        return grad_x, -sum_to_last(grad_x, ctx.gamma_ndim), None
+            return grad_x, None, None, None
+        return grad_x, -sum_to_last(grad_x, ctx.gamma_ndim), None, None
 
 
 def sum_to_last(x: Tensor, ndim: int) -> Tensor:
@@ -60,7 +76,9 @@ def sum_to_last(x: Tensor, ndim: int) -> Tensor:
     return x.sum(dim=tuple(range(x.dim() - ndim))) if x.dim() > ndim else x
 
 
-def sign_ste(x: Tensor, gamma: Tensor | None = None, ste: Literal["clip", "poly"] = "clip") -> Tensor:
+def sign_ste(
+    x: Tensor, gamma: Tensor | None = None, ste: Literal["clip", "poly"] = "clip", keep_bits: bool = False
+) -> Tensor:
     """Binarize activations: ``Sign(x - gamma)`` with a straight-through gradient.
 
     Forward (Eq. 3): +1 where ``x >= gamma``, else -1.
@@ -72,36 +90,39 @@ def sign_ste(x: Tensor, gamma: Tensor | None = None, ste: Literal["clip", "poly"
         x: activations ``(*, C)``.
         gamma: thresholds whose shape equals the last axes of ``x``; ``None`` for 0.
         ste: which of the two gradients.
+        keep_bits: keep for the backward pass of 'clip' a bit an element, in place of a byte.
 
     Returns:
         Tensor ``(*, C)`` of -1 and +1 in the dtype of ``x``.
     """
-    return _ThresholdSign.apply(x, gamma, ste)
+    return _ThresholdSign.apply(x, gamma, ste, keep_bits)
 
 
 class _ScaledSign(torch.autograd.Function):
     """``scale * Sign(x - gamma)`` with a learned scale for each group of adjacent channels."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, gamma: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, gamma: Tensor | None, keep_bits: bool) -> Tensor:
         shifted = x if gamma is None else x - gamma
         signs = sign(shifted)
         scales = scale.repeat_interleave(x.shape[-1] // len(scale)).to(x.dtype)
-        ctx.save_for_backward(_inside(shifted / scales), signs.to(torch.int8))
-        ctx.groups = len(scale)
+        kept = _kept(_inside(shifted / scales), keep_bits), _kept((signs > 0).view(torch.int8), keep_bits)
+        ctx.save_for_backward(*kept)
+        ctx.groups, ctx.as_bits = len(scale), keep_bits
         return scales * signs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        inside, signs = ctx.saved_tensors
-        grad_x = grad * inside
-        grad_scale = (grad * signs).flatten(0, -2).sum(0, dtype=torch.float32).view(ctx.groups, -1).sum(1)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        inside, positive = ctx.saved_tensors
+        grad_x = _times(grad, inside, ctx.as_bits)
+        signed = 2 * _times(grad, positive, ctx.as_bits) - grad
+        grad_scale = signed.flatten(0, -2).sum(0, dtype=torch.float32).view(ctx.groups, -1).sum(1)
         grad_gamma = -sum_to_last(grad_x, 1) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_scale / (grad.numel() / ctx.groups) ** 0.5, grad_gamma
+        return grad_x, grad_scale / (grad.numel() / ctx.groups) ** 0.5, grad_gamma, None
 
 
-def scaled_sign(x: Tensor, scale: Tensor, gamma: Tensor | None = None) -> Tensor:
+def scaled_sign(x: Tensor, scale: Tensor, gamma: Tensor | None = None, keep_bits: bool = False) -> Tensor:
     """Binarize activations with a learned scale: ``scale * Sign(x - gamma)``, whose window follows the scale.
 
     Backward: the gradient passes where ``|x - gamma| <= scale`` (Bi-ViT, Eq. 11); the scale receives
@@ -112,11 +133,12 @@ def scaled_sign(x: Tensor, scale: Tensor, gamma: Tensor | None = None) -> Tensor
         x: activations ``(*, C)``.
         scale: positive factors ``(groups,)``, each of ``C / groups`` adjacent channels.
         gamma: thresholds ``(C,)``; ``None`` for 0. BiT's shift is its negative.
+        keep_bits: keep two bits an element for the backward pass, in place of two bytes.
 
     Returns:
         Tensor ``(*, C)`` of -scale and +scale in the dtype of ``x``.
     """
-    return _ScaledSign.apply(x, scale, gamma)
+    return _ScaledSign.apply(x, scale, gamma, keep_bits)
 
 
 class _ElasticBinary(torch.autograd.Function):
@@ -161,18 +183,19 @@ def elastic_binary(x: Tensor, scale: Tensor, scale_gradient: bool = True) -> Ten
 
 class _ScoreSign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores: Tensor, zero: bool) -> Tensor:
-        ctx.save_for_backward(_inside(scores) if zero else scores.abs() < 1)
+    def forward(ctx, scores: Tensor, zero: bool, keep_bits: bool) -> Tensor:
+        inside = _inside(scores) if zero else (scores.abs() < 1).view(torch.int8)
+        ctx.save_for_backward(_kept(inside, keep_bits))
+        ctx.as_bits = keep_bits
         return (scores >= 0 if zero else scores > 0).to(scores.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _times(grad, *ctx.saved_tensors, ctx.as_bits), None, None  # type: ignore[call-arg]  # one was saved
 
 
-def score_sign(scores: Tensor, zero: bool) -> Tensor:
+def score_sign(scores: Tensor, zero: bool, keep_bits: bool = False) -> Tensor:
     """Select keys by the sign of their score: 1 where it is positive, else 0; a masked key (``-inf``) never.
 
     Backward: the gradient passes where ``|score| < 1``.
@@ -180,11 +203,12 @@ def score_sign(scores: Tensor, zero: bool) -> Tensor:
     Args:
         scores: any shape.
         zero: select a score of 0, too, and pass the gradient at ``|score| = 1``.
+        keep_bits: keep for the backward pass a bit an element, in place of a byte.
 
     Returns:
         Tensor of 0 and 1 in the shape and dtype of ``scores``.
     """
-    return _ScoreSign.apply(scores, zero)
+    return _ScoreSign.apply(scores, zero, keep_bits)
 
 
 class _WeightSign(torch.autograd.Function):

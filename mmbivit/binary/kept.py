@@ -6,7 +6,7 @@ sides were made of: a bit for each value, and the two levels that the bits stand
 nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,34 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .bits import pack_all, unpack_all
-from .functional import binarize_weight, mean_over, rprelu_gradients, shifted_prelu, sign, sum_to_last
+from .functional import binarize_weight, mean_over, rprelu_gradients, shifted_prelu, sign
 
-__all__ = ["GELU", "RELU", "ROW_SCALE", "RPRELU", "Follower", "kept_binary_weight", "kept_product", "kept_sign"]
-
-
-class _KeptSign(torch.autograd.Function):
-    """``Sign(x - gamma)``; keeps one bit an element, whether the gradient passes."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor | None) -> Tensor:
-        shifted = x if gamma is None else x - gamma
-        ctx.save_for_backward(pack_all(shifted.abs() <= 1))
-        ctx.gamma_ndim = None if gamma is None else gamma.dim()
-        return sign(shifted)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        (inside,) = ctx.saved_tensors
-        grad_x = grad * unpack_all(inside, grad.shape).view(torch.int8).to(grad.dtype)
-        if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
-            return grad_x, None
-        return grad_x, -sum_to_last(grad_x, ctx.gamma_ndim)
-
-
-def kept_sign(x: Tensor, gamma: Tensor | None = None) -> Tensor:
-    """Binarize activations as :func:`mmbivit.binary.sign_ste` with ``ste='clip'`` does, and keep one bit an element."""
-    return _KeptSign.apply(x, gamma)
+__all__ = ["GELU", "RELU", "ROW_SCALE", "RPRELU", "Follower", "kept_binary_weight", "kept_convolution", "kept_product"]
 
 
 class _KeptWeightSign(torch.autograd.Function):
@@ -105,7 +80,7 @@ RPRELU = Follower(
 GELU = Follower(F.gelu, lambda grad, y: (torch.ops.aten.gelu_backward(grad, y),))
 RELU = Follower(F.relu, lambda grad, y: (torch.ops.aten.threshold_backward(grad, y, 0),))
 # alpha (C,) of y (B, C, n)
-ROW_SCALE = Follower(lambda y, alpha: y * alpha[:, None], _row_scale_gradients)
+ROW_SCALE = Follower(lambda y, alpha: y * alpha.to(y.dtype)[:, None], _row_scale_gradients)
 
 
 class _KeptProduct(torch.autograd.Function):
@@ -191,3 +166,76 @@ def kept_product(
         parameters: its parameters.
     """
     return _KeptProduct.apply(x, weight, bias, levels, binary_weight, follower, *parameters)
+
+
+class _KeptConvolution(torch.autograd.Function):
+    """A convolution, or a transposed one, without padding; a side with two levels is kept as bits."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        transposed: bool,
+        levels: Tensor | None,
+        binary_weight: bool,
+    ) -> Tensor:
+        ctx.options = stride, (0, 0), dilation, transposed, (0, 0), 1
+        y = torch.ops.aten.convolution(x, weight, bias, *ctx.options)
+        ctx.x_dtype, ctx.y_dtype, ctx.weight_dtype = x.dtype, y.dtype, weight.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        last = x.permute(0, 2, 3, 1)
+        ctx.last_shape, ctx.weight_shape = last.shape, weight.shape
+        one_each = weight[:1, :, :1, :1] if transposed else weight[:, :1, :1, :1]
+        ctx.save_for_backward(
+            x if levels is None else pack_all(last > 0),
+            levels,
+            pack_all(weight > 0) if binary_weight else weight,
+            one_each.abs() if binary_weight else None,
+        )
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, levels, weight, scale = ctx.saved_tensors
+        if levels is not None:
+            x = restored(x, ctx.last_shape, levels[0], levels[1]).permute(0, 3, 1, 2)
+        if scale is not None:
+            weight = restored(weight, ctx.weight_shape, -scale, scale)
+        needed = ctx.needs_input_grad[:3]
+        found = torch.ops.aten.convolution_backward(
+            grad, x.to(ctx.y_dtype), weight.to(ctx.y_dtype), [grad.shape[1]], *ctx.options, needed
+        )
+        dtypes = ctx.x_dtype, ctx.weight_dtype, ctx.bias_dtype
+        found = [
+            of.to(dtype) if is_needed else None for of, dtype, is_needed in zip(found, dtypes, needed, strict=True)
+        ]
+        return *found, None, None, None, None, None
+
+
+def kept_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+    levels: Tensor | None,
+    binary_weight: bool,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolve as :func:`torch.nn.functional.conv2d` without padding, and keep bits of the sides that are binary.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        weight: ``(N, C, kernel, kernel)``, or ``(C, N, kernel, kernel)`` if ``transposed``.
+        bias: ``(N,)``, or ``None``.
+        transposed: as :func:`torch.nn.functional.conv_transpose2d`.
+        levels: see :func:`kept_product`.
+        binary_weight: whether the weights of each output channel have the values ``-theta`` and ``theta``.
+        stride, dilation: along height and width.
+    """
+    return _KeptConvolution.apply(x, weight, bias, stride, dilation, transposed, levels, binary_weight)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from .functional import rprelu
 from .kept import GELU, RELU, ROW_SCALE, RPRELU, Follower, kept_product
 from .learned_scale import FirstBatch, LearnedScale
-from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign
+from .native import native_kernels
+from .quantizers import ActivationQuantizer, RSign, WeightQuantizer, WeightSign, is_observed
 
 __all__ = [
     "BinaryLayer",
@@ -54,7 +55,6 @@ class BinaryLayer(nn.Module):
     weight: Tensor
     input_quantizer: ActivationQuantizer
     weight_quantizer: WeightQuantizer
-    keep_bits = False
 
     @property
     def binarize_weight(self) -> bool:
@@ -199,7 +199,22 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         )._copy_from(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight))
+        return self._forward(x)
+
+    def _forward(self, x: Tensor, follower: Follower | None = None, parameters: tuple[Tensor, ...] = ()) -> Tensor:
+        """Return the output, or what a follower makes of it."""
+        if self._is_plain_sign():
+            operands = x, self.input_quantizer.thresholds, self.weight, self.bias
+            if (kernels := native_kernels(*operands, *parameters)) is not None:
+                return kernels.linear(*operands, self.weight_quantizer.sign_rule, follower, parameters)
+        return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight), follower, parameters)
+
+    def _is_plain_sign(self) -> bool:
+        """Whether native kernels compute what the quantizers do now, in training."""
+        inputs, weights = self.input_quantizer, self.weight_quantizer
+        if not inputs.keeps_bits or not inputs.is_clipped_sign or is_observed(inputs) or is_observed(weights):
+            return False
+        return not weights.binarize or weights.sign_rule is not None
 
     def _product(
         self, x: Tensor, weight: Tensor, follower: Follower | None = None, parameters: tuple[Tensor, ...] = ()
@@ -207,18 +222,10 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         """Multiply what the quantizers made."""
         levels = self.input_quantizer.kept_levels(x)
         binary_weight = self.weight_quantizer.two_levels
-        if not _keeps(self) or (levels is None and not binary_weight and follower is None):
+        if not self.input_quantizer.keeps_bits or (levels is None and not binary_weight and follower is None):
             y = F.linear(x, weight, self.bias)
             return y if follower is None else follower.forward(y, *parameters)
         return kept_product(x, weight, self.bias, levels, binary_weight, follower, parameters)
-
-
-def _keeps(layer: BinaryLayer) -> bool:
-    return layer.keep_bits and torch.is_grad_enabled()
-
-
-def _observed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
@@ -226,26 +233,25 @@ def product_and_act(layer: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
     Not so where either is being observed, or is not one of those that are known.
     """
-    if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer) or _observed(act):
+    if not _can_be_followed(layer) or is_observed(act):
         return act(layer(x))
-    parameters: tuple[Tensor, ...]
     if type(act) is RPReLU:
-        follower, parameters = RPRELU, (act.gamma, act.slope, act.zeta)
-    elif type(act) is nn.GELU and act.approximate == "none":
-        follower, parameters = GELU, ()
-    elif type(act) is nn.ReLU:
-        follower, parameters = RELU, ()
-    else:
-        return act(layer(x))
-    return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), follower, parameters)
+        return layer._forward(x, RPRELU, (act.gamma, act.slope, act.zeta))
+    if type(act) is nn.GELU and act.approximate == "none":
+        return layer._forward(x, GELU)
+    return layer._forward(x, RELU) if type(act) is nn.ReLU else act(layer(x))
 
 
 def scaled_product(layer: nn.Module, alpha: Tensor, x: Tensor) -> Tensor:
     """Return ``alpha[:, None] * layer(x)`` of ``(B, C, n)``; the product is computed again in the backward pass."""
-    if type(layer) is not BinaryLinear or not _keeps(layer) or _observed(layer):
-        y = layer(x)
-        return y * alpha.to(y.dtype)[:, None]
-    return layer._product(layer.input_quantizer(x), layer.weight_quantizer(layer.weight), ROW_SCALE, (alpha,))
+    if _can_be_followed(layer):
+        return layer._forward(x, ROW_SCALE, (alpha,))
+    y = layer(x)
+    return y * alpha.to(y.dtype)[:, None]
+
+
+def _can_be_followed(layer: nn.Module) -> bool:
+    return type(layer) is BinaryLinear and layer.input_quantizer.keeps_bits and not is_observed(layer)
 
 
 def repeat_or_average(x: Tensor, channels: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmbivit.checks import UserError
 
 from .functional import binarize_weight, elastic_binary, scaled_sign, sign_ste
-from .kept import kept_binary_weight, kept_sign
+from .kept import kept_binary_weight
 from .learned_scale import LearnedScale
 
 __all__ = [
@@ -37,7 +37,7 @@ class Quantizer(nn.Module):
     """
 
     side: ClassVar[Literal["activations", "weights"]]
-    keep_bits = False
+    keep_bits = True
 
     def __init__(self):
         super().__init__()
@@ -49,11 +49,17 @@ class Quantizer(nn.Module):
         return 1 if self.binarize else 32
 
     @property
-    def _keeps_bits(self) -> bool:
+    def keeps_bits(self) -> bool:
+        """Whether bits are kept now."""
         return self.keep_bits and torch.is_grad_enabled()
 
     def _refuse(self) -> ValueError:
         return UserError(f"{type(self).__name__} does not fold into a packed layer; those of recipe 'sibivit' do")
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Whether hooks look at what a module takes or makes, so that it must be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class ActivationQuantizer(Quantizer):
@@ -85,6 +91,11 @@ class ActivationQuantizer(Quantizer):
         """
         return None
 
+    @property
+    def is_clipped_sign(self) -> bool:
+        """Whether it is, now, ``Sign(x - thresholds)`` with the gradient of Eq. 2."""
+        return False
+
 
 class WeightQuantizer(Quantizer):
     """Base of everything that makes weights ``(out_features, in_features)`` 1 bit."""
@@ -99,6 +110,14 @@ class WeightQuantizer(Quantizer):
     def two_levels(self) -> bool:
         """Whether each row of the output has two values, one the negative of the other, so that bits can be kept."""
         return False
+
+    @property
+    def sign_rule(self) -> tuple[str, str] | None:
+        """``ste`` and ``center`` of what is, now, :func:`mmbivit.binary.binarize_weight` with a scale per row.
+
+        ``None`` if it is anything else.
+        """
+        return None
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the signs of weights (booleans ``(N, K)``) and the scale of each row ``(N,)``, as if binarized now.
@@ -137,10 +156,14 @@ class RSign(ActivationQuantizer):
         if not self.binarize:
             return x
         gamma = None if self.gamma is None else self.gamma.to(x.dtype)
-        return kept_sign(x, gamma) if self._keeps_bits and self.ste == "clip" else sign_ste(x, gamma, self.ste)
+        return sign_ste(x, gamma, self.ste, self.keeps_bits)
 
     def kept_levels(self, x: Tensor) -> Tensor | None:
         return x.new_tensor([[-1.0], [1.0]]) if self.binarize else None
+
+    @property
+    def is_clipped_sign(self) -> bool:
+        return self.binarize and self.ste == "clip"
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -177,7 +200,7 @@ class ScaledSign(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         gamma = None if self.gamma is None else self.gamma.to(x.dtype)
         self.scale.start_from(lambda: 2 * _mean_magnitudes(x if gamma is None else x - gamma, len(self.scale.value)))
-        return scaled_sign(x, self.scale.positive(), gamma) if self.binarize else x
+        return scaled_sign(x, self.scale.positive(), gamma, self.keeps_bits) if self.binarize else x
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -275,12 +298,16 @@ class WeightSign(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.binarize:
             return weight
-        binarized = kept_binary_weight if self._keeps_bits else binarize_weight
+        binarized = kept_binary_weight if self.keeps_bits else binarize_weight
         return binarized(weight, self.ste, self.center, self.scale)
 
     @property
     def two_levels(self) -> bool:
         return self.binarize
+
+    @property
+    def sign_rule(self) -> tuple[str, str] | None:
+        return (self.ste, self.center) if self.binarize and self.scale == "row" and self.center != "tensor" else None
 
     def extra_numbers(self, weight: Tensor) -> int:
         return len(weight) if self.scale == "row" else 1  # theta
@@ -322,7 +349,7 @@ class LearnedScaleWeightSign(WeightQuantizer):
         self.scale.start_from(lambda: weight.detach().float().abs().mean(1))
         if not self.binarize:
             return weight
-        binarized = kept_binary_weight if self._keeps_bits else binarize_weight
+        binarized = kept_binary_weight if self.keeps_bits else binarize_weight
         return binarized(weight, self.ste, self.center, self.scale.value.to(weight.dtype))
 
     @property

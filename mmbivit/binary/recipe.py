@@ -15,6 +15,7 @@ from .quantizers import (
     ActivationQuantizer,
     ElasticBinary,
     LearnedScaleWeightSign,
+    Quantizer,
     RSign,
     ScaledSign,
     WeightQuantizer,
@@ -85,10 +86,9 @@ class Recipe:
         act: ``'rprelu'``, ``'gelu'``, ``'relu'`` or ``'none'``.
         norm: ``'bn'`` over channels (SI-BiViT 4.1.3) or ``'ln'``.
         norm_eps: what a LayerNorm adds to the variance; a backbone has that of its float weights.
-        keep_bits: whether training keeps bits for the backward pass where they suffice. Floats are the default: every
-            operation is torch's or one of :mod:`mmbivit.binary.functional`, step by step as it is written there. Bits
-            give the same values, and gradients of which a few sums are taken in another order; they take less memory,
-            and more time.
+        keep_bits: whether training keeps bits for the backward pass where they suffice, and on CPUs uses native
+            kernels where they compute the same. Otherwise every operation is torch's or one of
+            :mod:`mmbivit.binary.functional`, step by step as it is written there, and keeps floats.
         places: other values of the fields above in some places: the linear layers ``'qkv'``, ``'proj'``, ``'fc1'`` and
             ``'fc2'`` (those of the token mixing are called so, too), and ``'heads'``, the quantizer of queries, keys
             and values. For example ``dict(fc2=dict(activations='elastic'))``.
@@ -116,7 +116,7 @@ class Recipe:
     act: Literal["rprelu", "gelu", "relu", "none"] = "rprelu"
     norm: Literal["bn", "ln"] = "bn"
     norm_eps: float = 1e-5
-    keep_bits: bool = False
+    keep_bits: bool = True
     places: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,15 +164,13 @@ class Recipe:
         if recipe.linear == "float":
             return nn.Linear(in_features, out_features, bias=bias)
         kind = ResidualBinaryLinear if recipe.layer_shortcut else BinaryLinear
-        layer = kind(
+        return kind(
             in_features,
             out_features,
             bias=bias,
             input_quantizer=recipe.build_input_quantizer(in_features),
             weight_quantizer=recipe._build_weight_quantizer(out_features),
         )
-        layer.keep_bits = recipe.keep_bits
-        return layer
 
     def build_quantizers(self, in_features: int, out_features: int) -> dict[str, ActivationQuantizer | WeightQuantizer]:
         """Build the two quantizers of a binary layer outside blocks, as its arguments: in necks and heads."""
@@ -222,7 +220,10 @@ class Recipe:
     def build_attention(self, num_heads: int = 1) -> nn.Module:
         """Build what turns scores ``(B, heads, queries, keys)`` into attention weights."""
         build = self.attention if callable(self.attention) else _ATTENTIONS[self.attention]
-        return build(num_heads)
+        attention = build(num_heads)
+        if isinstance(attention, Quantizer):
+            attention.keep_bits = self.keep_bits
+        return attention
 
     def build_head_shortcut(self, embed_dims: int) -> HeadShortcut | None:
         """Build what adds queries, keys and values to the heads' output, if there is such a shortcut."""

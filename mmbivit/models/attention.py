@@ -6,7 +6,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mmbivit.binary import Recipe, relative_position_index
+from mmbivit.binary import Recipe, attention_by_bits, relative_position_index
 
 __all__ = ["Attention", "MultiHeadAttention", "WindowAttention", "find_attention"]
 
@@ -95,8 +95,21 @@ class MultiHeadAttention(Attention):
             x: tokens ``(B * groups, n, C)``.
             mask: True where a key is masked, ``(groups, n, n)``; the same for each image.
         """
-        batch, tokens, channels = x.shape
         qkv = self.norm_heads(self.qkv(x))
+        heads = None
+        if self.attn_drop.p == 0 or not self.training:
+            heads = attention_by_bits(
+                *(qkv, self.qkv_quantizer, self.attention, self.position_bias(), mask, self.scale, self.num_heads)
+            )
+        if heads is None:
+            heads = self._heads(qkv, mask)
+        if self.head_shortcut is not None:
+            heads = self.head_shortcut(heads, qkv)
+        return self.proj_drop(self.proj(heads))
+
+    def _heads(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend: ``(B * groups, n, 3 * C) -> (B * groups, n, C)``."""
+        batch, tokens = qkv.shape[:2]
         query, key, value = self.qkv_quantizer(qkv).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         scores = (query * self.scale) @ key.transpose(-2, -1)
         if (bias := self.position_bias()) is not None:
@@ -106,10 +119,7 @@ class MultiHeadAttention(Attention):
             scores = scores.view(-1, groups, self.num_heads, tokens, tokens).masked_fill(mask[:, None], -torch.inf)
             scores = scores.view(batch, self.num_heads, tokens, tokens)
         weights = self.attn_drop(self.attention(scores))
-        x = (weights @ value).transpose(1, 2).reshape(batch, tokens, channels)
-        if self.head_shortcut is not None:
-            x = self.head_shortcut(x, qkv)
-        return self.proj_drop(self.proj(x))
+        return (weights @ value).transpose(1, 2).reshape(batch, tokens, -1)
 
 
 class WindowAttention(MultiHeadAttention):

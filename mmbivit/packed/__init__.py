@@ -11,10 +11,12 @@ from .residual import (
     PackedResidualPatchMerging,
 )
 from .swin import PackedSwinConfig, PackedSwinTransformer
+from .training import NativeTraining
 from .vit import PackedVisionTransformer, PackedVisionTransformerConfig
 
 __all__ = [
     "NETWORKS",
+    "NativeTraining",
     "PackedConfig",
     "PackedConv2d",
     "PackedConvTranspose2d",

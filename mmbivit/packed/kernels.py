@@ -99,11 +99,32 @@ RoiAlignArgs = _struct(
 )
 UpsampleArgs = _struct("UpsampleArgs", "x y", "batch height width y_height y_width channels")
 NmsArgs = _struct("NmsArgs", "boxes limit areas suppressed", "number padded")
+SignBitsArgs = _struct("SignBitsArgs", "x gamma bits inside signs", "rows k")
+UnpackArgs = _struct("UnpackArgs", "bits scale out", "rows k")
+PassInsideArgs = _struct("PassInsideArgs", "inside grad sums", "rows k step")
+BitsLinearArgs = _struct("BitsLinearArgs", "bits weight scale bias rprelu out", "rows k n")
+RPReLUArgs = _struct("RPReLUArgs", "y rprelu", "rows n")
+RPReLUGradientsArgs = _struct("RPReLUGradientsArgs", "y bits weight scale bias rprelu grad out sums", "rows k n step")
+WeightBitsArgs = _struct("WeightBitsArgs", "weight mean scale bits", "rows k centered")
+WeightGradientsArgs = _struct("WeightGradientsArgs", "weight mean factor grad", "rows k centered")
+AttentionBitsArgs = _struct(
+    "AttentionBitsArgs",
+    "qkv gamma bias mask out bits inside selection_step selection_limit",
+    "groups tokens heads head_dim masks divide share",
+)
+AttentionGradientsArgs = _struct(
+    "AttentionGradientsArgs",
+    "grad bits inside bias mask grad_qkv grad_bias grad_signed selection_step selection_limit",
+    "groups tokens heads head_dim masks divide share",
+)
 # The order of `mmbivit_args_size` in csrc/api.cpp.
 ARGS = (
     *(PackArgs, MatmulArgs, LinearArgs, MergeArgs, AttentionArgs, MlpArgs, EmbedArgs, MapArgs),
     *(ResidualLinearArgs, ResidualAttentionArgs, ResidualMlpArgs),
     *(ConvArgs, RoiAlignArgs, UpsampleArgs, NmsArgs),
+    *(SignBitsArgs, UnpackArgs, PassInsideArgs, BitsLinearArgs),
+    *(RPReLUArgs, RPReLUGradientsArgs, WeightBitsArgs, WeightGradientsArgs),
+    *(AttentionBitsArgs, AttentionGradientsArgs),
 )
 
 Recorder = TypeVar("Recorder", bound=Callable[[ctypes.Structure, tuple[Tensor, ...]], None])

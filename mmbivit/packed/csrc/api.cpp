@@ -131,7 +131,10 @@ EXPORT int64_t mmbivit_args_size(int function) {
     const size_t sizes[] = {sizeof(PackArgs),      sizeof(MatmulArgs), sizeof(LinearArgs), sizeof(MergeArgs),
                             sizeof(AttentionArgs), sizeof(MlpArgs),    sizeof(EmbedArgs),  sizeof(MapArgs),
                             sizeof(ResidualLinearArgs), sizeof(ResidualAttentionArgs), sizeof(ResidualMlpArgs),
-                            sizeof(ConvArgs), sizeof(RoiAlignArgs), sizeof(UpsampleArgs), sizeof(NmsArgs)};
+                            sizeof(ConvArgs), sizeof(RoiAlignArgs), sizeof(UpsampleArgs), sizeof(NmsArgs),
+                            sizeof(SignBitsArgs), sizeof(UnpackArgs), sizeof(PassInsideArgs), sizeof(BitsLinearArgs),
+                            sizeof(RPReLUArgs), sizeof(RPReLUGradientsArgs), sizeof(WeightBitsArgs),
+                            sizeof(WeightGradientsArgs), sizeof(AttentionBitsArgs), sizeof(AttentionGradientsArgs)};
     return (int64_t)sizes[function];
 }
 
@@ -228,6 +231,48 @@ EXPORT int mmbivit_upsample_add(const UpsampleArgs* args, int path, int threads,
 
 EXPORT int mmbivit_nms(const NmsArgs* args, int path, int, double* seconds) {
     return run(args, PATHS[path]->nms, 1, 1, 0, 1, seconds);
+}
+
+EXPORT int mmbivit_sign_bits(const SignBitsArgs* args, int path, int threads, double* seconds) {
+    return run_rows(args, PATHS[path]->sign_bits, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_unpack(const UnpackArgs* args, int path, int threads, double* seconds) {
+    return run_rows(args, PATHS[path]->unpack, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_pass_inside(const PassInsideArgs* args, int path, int threads, double* seconds) {
+    return run(args, PATHS[path]->pass_inside, args->rows, args->step, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_bits_linear(const BitsLinearArgs* args, int path, int threads, double* seconds) {
+    return run_rows(args, PATHS[path]->bits_linear, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_rprelu(const RPReLUArgs* args, int path, int threads, double* seconds) {
+    return run_rows(args, PATHS[path]->rprelu, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_rprelu_gradients(const RPReLUGradientsArgs* args, int path, int threads, double* seconds) {
+    return run(args, PATHS[path]->rprelu_gradients, args->rows, args->step, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_weight_bits(const WeightBitsArgs* args, int path, int threads, double* seconds) {
+    return run_rows(args, PATHS[path]->weight_bits, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_weight_gradients(const WeightGradientsArgs* args, int path, int threads, double* seconds) {
+    return run_rows(args, PATHS[path]->weight_gradients, args->rows, 0, threads, seconds);
+}
+
+EXPORT int mmbivit_attention_bits(const AttentionBitsArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = HeadBitsScratch(args, nullptr).words;
+    return run(args, PATHS[path]->attention_bits, args->groups * args->heads, args->share, words, threads, seconds);
+}
+
+EXPORT int mmbivit_attention_gradients(const AttentionGradientsArgs* args, int path, int threads, double* seconds) {
+    const int64_t words = HeadGradientsScratch(args, nullptr).words;
+    return run(args, PATHS[path]->attention_gradients, args->groups * args->heads, args->share, words, threads, seconds);
 }
 
 // Run calls one after another: the numbers of the functions, in the order of mmbivit_args_size, and where the arguments of

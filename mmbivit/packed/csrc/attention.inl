@@ -62,13 +62,6 @@ SIMD F16 exp_f(F16 x) {
     return mul_f(y, as_floats(add(to_exponent(as_bits(shifted)), broadcast(127u << 23))));
 }
 
-SIMD float sum_lanes(F16 a) {
-    float lanes[16], sum = 0;
-    store_f(lanes, a);
-    for (float lane : lanes) sum += lane;
-    return sum;
-}
-
 // Select the keys of one query and return how many they are. VECTORS is the number of key vectors, 0 if only known
 // at run time; their scores then lie in `memory`.
 template <int VECTORS>

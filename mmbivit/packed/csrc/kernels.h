@@ -100,6 +100,36 @@ typedef struct {
     int64_t channels, heads, head_dim;
 } AttentionArgs;
 
+// Attention of groups of tokens (windows) in training: signs of queries, keys and values, the keys that each query
+// selects, and the sum or mean of their values. A unit is a head of a group. See training_attention.inl.
+typedef struct {
+    const float* qkv;            // (groups, tokens, 3, heads, head_dim)
+    const float* gamma;          // (3, heads, head_dim): the thresholds of signs; or null
+    const float* bias;           // (heads, tokens, tokens padded to 16); -inf on padding; or null
+    const uint8_t* mask;         // (masks, tokens, tokens): 1 where a key is masked, of each group in turn; or null
+    float* out;                  // (groups, tokens, heads, head_dim)
+    uint32_t* bits;              // (groups, heads, tokens, 3, head words): what the backward pass needs; or null
+    uint32_t* inside;            // like bits: whether the gradient passes the sign
+    Selection selection;
+    int64_t groups, tokens, heads, head_dim, masks, divide;
+    int64_t share;               // units of one range
+} AttentionBitsArgs;
+
+// Its gradients. What is summed over groups is a sum for each range of units.
+typedef struct {
+    const float* grad;           // like out
+    const uint32_t* bits;        // as above
+    const uint32_t* inside;
+    const float* bias;
+    const uint8_t* mask;
+    float* grad_qkv;             // like qkv
+    float* grad_bias;            // (ranges, heads, tokens, tokens padded to 16), or null
+    float* grad_signed;          // (ranges, 3, heads, head_dim): sums of grad_qkv over all tokens, or null
+    Selection selection;
+    int64_t groups, tokens, heads, head_dim, masks, divide;
+    int64_t share;
+} AttentionGradientsArgs;
+
 // x += MLP(sign(norm(x))) + alpha * SI(norm(x)^T)^T; gain and shift as above.
 typedef struct {
     float* x;                    // (batch, height * width, channels), changed in place
@@ -257,6 +287,81 @@ typedef struct {
     int64_t rows, channels;
 } MapArgs;
 
+// Training: signs of x - gamma, and where |x - gamma| <= 1, as bit rows.
+typedef struct {
+    const float* x;              // (rows, k)
+    const float* gamma;          // (k), or null for 0
+    uint32_t* bits;              // (rows, words)
+    uint32_t* inside;            // (rows, words)
+    float* signs;                // (rows, k): -1 and +1, or null
+    int64_t rows, k;
+} SignBitsArgs;
+
+// Bit rows as floats: -scale and +scale.
+typedef struct {
+    const uint32_t* bits;        // (rows, words)
+    const float* scale;          // (rows), or null for 1
+    float* out;                  // (rows, k)
+    int64_t rows, k;
+} UnpackArgs;
+
+// grad = 0 where a bit of `inside` is 0; sums of columns.
+typedef struct {
+    const uint32_t* inside;      // (rows, words)
+    float* grad;                 // (rows, k), changed in place
+    float* sums;                 // (steps, k padded to 16), starts as 0; or null
+    int64_t rows, k, step;
+} PassInsideArgs;
+
+// RPReLU(scale * (bits . weight) + bias).
+typedef struct {
+    const uint32_t* bits;        // (rows, words)
+    const uint32_t* weight;      // (blocks, words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;           // (blocks * 16)
+    const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta; or null
+    float* out;                  // (rows, n)
+    int64_t rows, k, n;
+} BitsLinearArgs;
+
+typedef struct {
+    float* y;                    // (rows, n), changed in place
+    const float* rprelu;         // (3, n padded to 16): gamma, slope, zeta
+    int64_t rows, n;
+} RPReLUArgs;
+
+// Gradients of RPReLU(y), where y is given, or scale * (bits . weight) + bias.
+typedef struct {
+    const float* y;              // (rows, n), or null
+    const uint32_t* bits;        // (rows, words), or null
+    const uint32_t* weight;      // (blocks, words, 16)
+    const float* scale;          // (blocks * 16)
+    const float* bias;           // (blocks * 16)
+    const float* rprelu;         // (3, blocks * 16): gamma, slope, zeta
+    const float* grad;           // (rows, n)
+    float* out;                  // (rows, n), may be `grad`
+    float* sums;                 // (steps, 3, blocks * 16): of gamma, slope, zeta; starts as 0
+    int64_t rows, k, n, step;
+} RPReLUGradientsArgs;
+
+// scale * Sign(w - mean) of each row: mean and mean magnitude, and bit rows.
+typedef struct {
+    const float* weight;         // (rows, k)
+    float* mean;                 // (rows), starts as 0
+    float* scale;                // (rows)
+    uint32_t* bits;              // (rows, words)
+    int64_t rows, k, centered;   // centered: the mean is found and subtracted
+} WeightBitsArgs;
+
+// The gradient of the weights: factor * grad where |w - mean| <= 1, less its mean if `centered`.
+typedef struct {
+    const float* weight;         // (rows, k)
+    const float* mean;           // (rows)
+    const float* factor;         // (rows), or null for 1
+    float* grad;                 // (rows, k), changed in place
+    int64_t rows, k, centered;
+} WeightGradientsArgs;
+
 // The steps of attention where threads share windows.
 enum AttentionStep { STEP_BEGIN, STEP_QKV, STEP_HEADS, STEP_PROJECT, ATTENTION_STEPS };
 
@@ -292,6 +397,16 @@ typedef struct {
     void (*residual_mlp)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_mix_in)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
     void (*residual_mix_out)(const ResidualMlpArgs*, int64_t begin, int64_t end, Worker*);
+    void (*sign_bits)(const SignBitsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*unpack)(const UnpackArgs*, int64_t begin, int64_t end, Worker*);
+    void (*pass_inside)(const PassInsideArgs*, int64_t begin, int64_t end, Worker*);
+    void (*bits_linear)(const BitsLinearArgs*, int64_t begin, int64_t end, Worker*);
+    void (*rprelu)(const RPReLUArgs*, int64_t begin, int64_t end, Worker*);
+    void (*rprelu_gradients)(const RPReLUGradientsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*weight_bits)(const WeightBitsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*weight_gradients)(const WeightGradientsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*attention_bits)(const AttentionBitsArgs*, int64_t begin, int64_t end, Worker*);
+    void (*attention_gradients)(const AttentionGradientsArgs*, int64_t begin, int64_t end, Worker*);
 } CodePath;
 
 #define ROWS_AT_A_TIME 56    // a multiple of all TILE_ROWS

@@ -221,6 +221,48 @@ struct ResidualMlpScratch : ResidualMixScratch {
     }
 };
 
+// What scores and selects the keys of a head in training.
+struct HeadBitsScratch : Scratch {
+    int64_t padded_tokens, token_words, head_blocks, head_words;
+    float *no_bias, *scores;
+    uint32_t *queries, *keys, *values, *allowed, *selected;
+
+    template <class Args>
+    HeadBitsScratch(const Args* args, uint32_t* memory)
+        : Scratch(memory),
+          padded_tokens(blocks_of(args->tokens) * 16),
+          token_words(words_of(args->tokens)),
+          head_blocks(blocks_of(args->head_dim)),
+          head_words(words_of(args->head_dim)) {
+        no_bias = take_array<float>(padded_tokens);
+        scores = take_array<float>(padded_tokens);
+        queries = take(head_words * padded_tokens);
+        keys = take(head_words * padded_tokens);
+        values = take(token_words * head_blocks * 16);
+        allowed = take(args->mask ? args->tokens * token_words : 0);
+        selected = take(token_words);
+    }
+};
+
+// Of ROWS_AT_A_TIME queries, and all keys. What tiles read as rows may be read beyond its end, by less than a tile.
+struct HeadGradientsScratch : HeadBitsScratch {
+    int64_t stride;
+    float *query_signs, *key_signs, *value_signs, *grad, *softmax, *weights, *grad_keys, *grad_values, *sums;
+
+    HeadGradientsScratch(const AttentionGradientsArgs* args, uint32_t* memory)
+        : HeadBitsScratch(args, memory), stride(head_blocks * 16) {
+        query_signs = take_array<float>(args->tokens * stride);
+        key_signs = take_array<float>(args->tokens * stride);
+        value_signs = take_array<float>(stride * padded_tokens);
+        grad = take_array<float>(ROWS_AT_A_TIME * stride);
+        softmax = take_array<float>(ROWS_AT_A_TIME * padded_tokens + 16);
+        weights = take_array<float>(ROWS_AT_A_TIME * padded_tokens + 16);
+        grad_keys = take_array<float>(args->tokens * stride);
+        grad_values = take_array<float>(args->tokens * stride);
+        sums = take_array<float>(3 * stride);
+    }
+};
+
 struct ConvScratch : Scratch {
     float* row;  // of the output, where a predictor follows
 

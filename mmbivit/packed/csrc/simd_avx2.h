@@ -68,6 +68,12 @@ SIMD float max_lane(F16 x) {
     best = _mm_max_ps(best, _mm_movehl_ps(best, best));
     return _mm_cvtss_f32(_mm_max_ss(best, _mm_movehdup_ps(best)));
 }
+SIMD float sum_lanes(F16 x) {
+    const __m256 half = _mm256_add_ps(x.a, x.b);
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
 SIMD __m256i at_least_f8(__m256 x, __m256 y) { return _mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_GE_OQ)); }
 SIMD M16 at_least_f(F16 x, F16 y) { return {at_least_f8(x.a, y.a), at_least_f8(x.b, y.b)}; }
 SIMD F16 where_f(M16 where, F16 yes, F16 no) {

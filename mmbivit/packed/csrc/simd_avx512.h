@@ -36,6 +36,7 @@ SIMD F16 div_f(F16 a, F16 b) { return _mm512_div_ps(a, b); }
 SIMD F16 max_f(F16 a, F16 b) { return _mm512_max_ps(a, b); }
 SIMD F16 min_f(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 SIMD float max_lane(F16 a) { return _mm512_reduce_max_ps(a); }
+SIMD float sum_lanes(F16 a) { return _mm512_reduce_add_ps(a); }
 SIMD M16 at_least_f(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 SIMD F16 where_f(M16 where, F16 yes, F16 no) { return _mm512_mask_blend_ps(where, no, yes); }
 SIMD I16 as_bits(F16 a) { return _mm512_castps_si512(a); }

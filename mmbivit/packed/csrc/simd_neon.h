@@ -55,6 +55,7 @@ SIMD F16 div_f(F16 a, F16 b) { QUADS a.v[i] = vdivq_f32(a.v[i], b.v[i]); return 
 SIMD F16 max_f(F16 a, F16 b) { QUADS a.v[i] = vmaxq_f32(a.v[i], b.v[i]); return a; }
 SIMD F16 min_f(F16 a, F16 b) { QUADS a.v[i] = vminq_f32(a.v[i], b.v[i]); return a; }
 SIMD float max_lane(F16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3]))); }
+SIMD float sum_lanes(F16 a) { return vaddvq_f32(vaddq_f32(vaddq_f32(a.v[0], a.v[1]), vaddq_f32(a.v[2], a.v[3]))); }
 SIMD M16 at_least_f(F16 a, F16 b) { M16 r; QUADS r.v[i] = vcgeq_f32(a.v[i], b.v[i]); return r; }
 SIMD F16 where_f(M16 where, F16 yes, F16 no) {
     QUADS no.v[i] = vbslq_f32(where.v[i], yes.v[i], no.v[i]);

@@ -40,6 +40,11 @@ SIMD F16 div_f(F16 a, F16 b) { LANES a.v[i] /= b.v[i]; return a; }
 SIMD F16 max_f(F16 a, F16 b) { LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 SIMD F16 min_f(F16 a, F16 b) { LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
 SIMD float max_lane(F16 a) { float r = a.v[0]; LANES r = a.v[i] > r ? a.v[i] : r; return r; }
+SIMD float sum_lanes(F16 a) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) a.v[i] += a.v[i + half];
+    return a.v[0];
+}
 SIMD M16 at_least_f(F16 a, F16 b) { M16 r = 0; LANES r |= (uint32_t)(a.v[i] >= b.v[i]) << i; return r; }
 SIMD F16 where_f(M16 where, F16 yes, F16 no) { LANES no.v[i] = where >> i & 1 ? yes.v[i] : no.v[i]; return no; }
 SIMD I16 as_bits(F16 a) { I16 r; memcpy(r.v, a.v, sizeof r.v); return r; }

@@ -300,9 +300,8 @@ def run_arms(
         task, work_dir = tasks[arm] if arm in tasks else arms[arm].task, out / f"{arm}_seed{seed}"
         new = not (work_dir / "evaluations.json").is_file()
         options = ["--data-root", out / task.data, "--seed", seed]
-        accuracy = (
-            task.percent * train_once(train_tool, work_dir / "arm.py", work_dir, options, task.metric)[-1][task.metric]
-        )
+        evaluations = train_once(train_tool, work_dir / "arm.py", work_dir, options, task.metric)
+        accuracy = task.percent * evaluations[-1][task.metric]
         done += 1
         minutes = (time.monotonic() - start) / 60
         note = f"{minutes:.0f} minutes" if new else "done before"

@@ -299,9 +299,9 @@ def verdict(results: Results) -> Table:
     return verdict_table(OTHER_GOALS.get(results.get("network"), GOALS), results)
 
 
-def verdict_table(goals: Sequence[Goal], results: Results) -> Table:
+def verdict_table(goals: Sequence[Goal], results: Results, title: str = "What packed inference must reach") -> Table:
     """Compare what was measured with goals."""
-    table = make_table("What packed inference must reach", "goal", "must", "aim", "reached", "is", "")
+    table = make_table(title, "goal", "must", "aim", "reached", "is", "")
     for column in table.columns[-2:]:
         column.justify = "left"
     for goal in goals:
