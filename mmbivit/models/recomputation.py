@@ -34,11 +34,11 @@ class _KeptBNStats:
         self._norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def __enter__(self) -> None:
-        self._kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        self._kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]  # type: ignore[union-attr]  # it tracks them
         for norm in self._norms:
             norm.momentum = 0.0
 
     def __exit__(self, *exc_info: object) -> None:
         for norm, (momentum, batches) in zip(self._norms, self._kept, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            norm.num_batches_tracked.copy_(batches)  # type: ignore[union-attr]  # see above
