@@ -119,10 +119,10 @@ def _own_size(backbone: nn.Module) -> list[tuple[int, int]]:
     None where that is too large to try what may be hostile.
     """
     described: Any = backbone if isinstance(backbone, Backbone) else backbone.config
-    patch = backbone.strides[0] if isinstance(backbone, Backbone) else described.patch_size
+    patch = backbone.strides[0] if isinstance(backbone, Backbone) else getattr(described, "patch_size", 0)
     height, width = getattr(described, "pos_embed_shape", None) or (0, 0)
     size = height * patch, width * patch
-    return [size] if 0 < height * width <= _MOST_TOKENS and max(size) <= _MOST_PIXELS else []
+    return [size] if min(size) > 0 and height * width <= _MOST_TOKENS and max(size) <= _MOST_PIXELS else []
 
 
 def _enlarged(image: Tensor, height: int, width: int) -> Tensor:

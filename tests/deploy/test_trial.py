@@ -130,6 +130,7 @@ def test_classifiers_that_do_not_run_are_named(classifier_file, tmp_path, entry,
         (dict(pos_embed_shape=(14, 12), patch_size=16), [(224, 192)]),
         (dict(pos_embed_shape=None, patch_size=4), []),
         (dict(patch_size=4), []),
+        (dict(pos_embed_shape=(4, 4)), []),  # a network of others, which calls it something else
         (dict(pos_embed_shape=(65, 64), patch_size=1), []),  # too many tokens
         (dict(pos_embed_shape=(4, 4), patch_size=1000), []),  # too many pixels
     ],
