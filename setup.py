@@ -2,9 +2,11 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, LinkError
@@ -44,6 +46,18 @@ class BuildWithConfigs(build_py):
 class BuildKernels(build_ext):
     """Compiles the kernels of packed networks: plain C++, no headers of Python or torch."""
 
+    def run(self) -> None:
+        """Compile; beside the sources, nothing stays of an earlier version, which would be loaded in its place."""
+        if self.inplace or self.editable_mode:
+            for suffix in (".so", ".pyd"):
+                for built in (ROOT / "mmbivit" / "packed").glob(f"_kernels*{suffix}"):
+                    built.unlink()
+        super().run()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Leave the version of Python out of the name of the library, which ctypes loads."""
+        return str(Path(*fullname.split("."))) + (".pyd" if sys.platform == "win32" else ".so")
+
     def build_extension(self, extension: Extension) -> None:
         """Compile with OpenMP, or on one thread where the compiler has none (Apple's clang)."""
         msvc = self.compiler.compiler_type == "msvc"
@@ -66,6 +80,14 @@ class BuildKernels(build_ext):
         return extension.export_symbols
 
 
+class PlatformWheel(bdist_wheel):
+    """Tags a wheel by the platform alone: the kernels know nothing of Python, so one wheel serves all versions."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tag, such as ``py3-none-linux_x86_64``."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     name="mmbivit",
     version=VERSION,
@@ -74,9 +96,23 @@ setup(
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
+    keywords=["binary neural network", "vision transformer", "object detection", "quantization", "mmdetection"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
     package_data={"mmbivit": ["py.typed"], "mmbivit.report": ["templates/*.html"]},
-    cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildKernels},
+    cmdclass={"bdist_wheel": PlatformWheel, "build_ext": BuildKernels, "build_py": BuildWithConfigs},
     ext_modules=[
         Extension(
             "mmbivit.packed._kernels",
@@ -106,9 +142,20 @@ setup(
         "openmmlab": ["mmdet==3.3.0", "mmcv-lite==2.1.0", "mmengine>=0.10.7,<1", "setuptools<81"],
         # Other runtimes, for ONNX export and tools/benchmarks/packed_inference.py; psutil for tools/benchmarks/soak.py
         "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
+        "hub": ["huggingface_hub>=0.30"],
         "demo": ["scikit-learn", "scikit-image"],
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         # playwright looks at pages in a Chromium or Chrome of the machine, where there is one
-        "dev": ["pytest", "pytest-xdist", "ruff", "setuptools>=77", "wheel", "tensorboard", "playwright"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "check-jsonschema",
+            "setuptools>=77",
+            "wheel",
+            "tensorboard",
+            "playwright",
+        ],
     },
 )

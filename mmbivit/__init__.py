@@ -37,11 +37,12 @@ _SUBPACKAGES = (
     "doctor",
     "engine",
     "evaluation",
+    "hub",
     "models",
     "packed",
     "report",
 )
-_WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files", "packed", "uncaught")
+_WITHOUT_MMDET = ("binary", "checks", "compat", "datasets", "deploy", "doctor", "files", "hub", "packed", "uncaught")
 
 check_dependencies = compat.check_dependencies
 

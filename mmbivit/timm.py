@@ -25,7 +25,7 @@ _SWIN = dict(
 ) | dict(_SI, spatial_interaction=dict(ratio=1.0, axis="grid"))
 _NEST = dict(type="mmbivit.BinaryNesT", out_indices=(2,), **_SI)
 _SIZES = ("tiny", "small", "base")
-_NETWORKS = {
+_NETWORKS: dict[str, dict[str, Any]] = {
     **{f"sibivit_vit_{arch}": dict(_VIT, arch=arch) for arch in _SIZES},
     **{f"sibivit_deit_{arch}": dict(_VIT, arch=arch) for arch in _SIZES},
     **{f"sibivit_swin_{arch}": dict(_SWIN, arch=arch) for arch in _SIZES},

@@ -25,8 +25,9 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 def _is_user_error_of_imports(error: BaseException, trace: TracebackType | None) -> bool:
     """Whether an error is one of our own checks, while the tool imports its modules."""
-    is_ours = isinstance(error, (DependencyError, UserError)) and trace is not None and trace.tb_next is not None
-    return is_ours and trace.tb_next.tb_frame.f_code.co_name == "<module>"
+    inner = None if trace is None else trace.tb_next
+    is_ours = isinstance(error, (DependencyError, UserError))
+    return is_ours and inner is not None and inner.tb_frame.f_code.co_name == "<module>"
 
 
 sys.excepthook = _show

@@ -3,13 +3,17 @@
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from mmbivit import registry
+from mmbivit import binary, registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*(ROOT / name for name in ("CONTRIBUTING.md", "README.md", "SECURITY.md")), *(ROOT / "docs").rglob("*.md")]
+)
 FOLDERS = ("mmbivit", "configs", "tools", "tests", "docs")
 
 
@@ -83,3 +87,13 @@ def test_an_option_that_does_not_exist_is_seen():
     ((tool, rest),) = commands("```bash\npython tools/train.py CONFIG \\\n    --amp  # --comment\n```")
     assert "--amp" in rest and "--comment" not in rest
     assert "--amp" in options_of(tool) and "--work-dir" in options_of(tool) and "--apm" not in options_of(tool)
+
+
+def test_the_recipe_of_the_page_builds_a_network_that_binarizes(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding_recipe.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(binary, "RECIPES", binary.RECIPES.copy())
+    names: dict[str, Any] = {}
+    exec(code, names)
+    layer = binary.RECIPES["scaled"].build_linear(8, 4)
+    assert type(layer.input_quantizer) is names["ScaledSign"]
+    assert layer.input_quantizer(torch.tensor([-0.5, 0.0, 2.0])).tolist() == [-1, 1, 1]

@@ -5,14 +5,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
 
 import mmbivit
+from mmbivit.deploy.header import FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDED = (".cpp", ".h", ".html", ".inl", ".py", ".sh", ".typed")
 
 SCRIPT = """
 import mmbivit, torch, sys
@@ -45,13 +48,16 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     wheel_options = ["--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path / "dist")]
     subprocess.run([*pip, "wheel", str(ROOT), *wheel_options], check=True, cwd=tmp_path, env=environment)
     (wheel,) = (tmp_path / "dist").glob("mmbivit-*.whl")
+    assert wheel.name.startswith(f"mmbivit-{mmbivit.__version__}-py3-none-")  # for every version of Python
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
     (info,) = site.glob("mmbivit-*.dist-info")
-    assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text().splitlines()
+    metadata = (info / "METADATA").read_text().splitlines()
+    assert {"License-Expression: Apache-2.0", "Classifier: Typing :: Typed", "Provides-Extra: hub"} <= set(metadata)
     assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert (site / "mmbivit" / "py.typed").is_file()
-    assert shutil.which("c++") is None or any((site / "mmbivit" / "packed").glob("_kernels.*"))
+    kernels = [path.name for path in (site / "mmbivit" / "packed").glob("_kernels*")]
+    assert kernels == ["_kernels.so"] or shutil.which("c++") is None
     shipped = {
         path.relative_to(site / "mmbivit" / ".mim").as_posix() for path in (site / "mmbivit" / ".mim").rglob("*.py")
     }
@@ -60,7 +66,8 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     }
     assert shipped == {file for file in files if not file.startswith("tools/benchmarks/")}
 
-    # A bare environment. PYTHONPATH does not read .pth files, so an editable install of the checkout is not seen.
+    # A bare environment, without a compiler. PYTHONPATH does not read .pth files, so that an editable install of the
+    # checkout is not seen.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     path = f"{site}:{sysconfig.get_paths()['purelib']}"
     empty = tmp_path / "empty"
@@ -69,19 +76,39 @@ def test_the_wheel_runs_a_config_without_the_checkout(tmp_path):
     def run(*arguments):
         command = [str(tmp_path / "venv" / "bin" / "python"), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=empty, env=dict(PYTHONPATH=path, PATH="/usr/bin")
+            command, capture_output=True, text=True, cwd=empty, env=dict(PYTHONPATH=path, PATH=str(empty))
         )
 
     result = run("-c", SCRIPT, str(site))
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-2:] == ["detections", "2"]
+    if kernels:
+        result = run(str(ROOT / ".github" / "check_wheel.py"))
+        assert result.returncode == 0 and "portable: " in result.stdout, result.stdout + result.stderr
     doctor = run("-m", "mmbivit.doctor")
     assert doctor.returncode == 0 and "everything fits together" in doctor.stdout, doctor.stdout + doctor.stderr
+
+
+def test_a_source_distribution_has_all_that_a_wheel_is_made_of(tmp_path):
+    options = ["sdist", "--quiet", "--formats=tar", f"--dist-dir={tmp_path}"]
+    command = [sys.executable, "setup.py", "egg_info", f"--egg-base={tmp_path}", *options]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar")
+    with tarfile.open(archive) as opened:
+        files = {name.partition("/")[2] for name in opened.getnames()}
+    folders = (ROOT / name for name in ("configs", "mmbivit", "tools"))
+    needed = {path for folder in folders for path in folder.rglob("*") if path.suffix in NEEDED}
+    needed |= {ROOT / name for name in ("LICENSE", "README.md", "model-index.yml", "pyproject.toml", "setup.py")}
+    assert {path.relative_to(ROOT).as_posix() for path in needed} <= files
+    assert not [name for name in files if name.endswith((".so", ".pyd", ".pyc"))]  # of this machine
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (mmbivit.__version__, "Apache-2.0")
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    assert index["Collections"][0]["Code"]["Version"] == f"v{mmbivit.__version__}"
+    assert f"this version reads 1 to {FORMAT_VERSION}," in (ROOT / "docs" / "versions.md").read_text()
     (paper,) = citation["references"]
     readme = (ROOT / "README.md").read_text()
     assert paper["doi"] in readme and paper["collection-title"] in readme

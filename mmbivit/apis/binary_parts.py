@@ -10,12 +10,12 @@ from mmbivit.checks import UserError, check_choice
 __all__ = ["BINARY_PARTS", "CONVOLUTIONS", "set_binary_parts"]
 
 # By MMDetection's class: ours, and the arguments that the class stands for.
-_BOX_HEADS = {
+_BOX_HEADS: dict[str, dict[str, int]] = {
     "ConvFCBBoxHead": {},
     "Shared2FCBBoxHead": dict(num_shared_fcs=2),
     "Shared4Conv1FCBBoxHead": dict(num_shared_convs=4, num_shared_fcs=1),
 }
-_CLASSES = {
+_CLASSES: dict[str, dict[str, tuple[str, dict[str, int]]]] = {
     "neck": {"FPN": ("BinaryFPN", {})},
     "rpn": {"RPNHead": ("BinaryRPNHead", {})},
     "box": {

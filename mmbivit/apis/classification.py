@@ -42,7 +42,8 @@ def classify(
     """
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine"):
         transform = classification_transform(cfg)
-    results, problems = [], {}
+    results: list[dict[str, Any]] = []
+    problems: dict[Path, str] = {}
     usable = load_usable(batches, lambda file: load_image(file, transform), problems, max_pixels)
     for loaded in progress("Classifying", usable, len(batches), Console(stderr=True)):
         if loaded:

@@ -31,7 +31,7 @@ _RUNNER_KEYS = {
     *("tta_model", "tta_pipeline"),
 }
 _DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model", *_DATALOADERS, "train_cfg", "val_cfg", "test_cfg"), dict),
     **dict.fromkeys(("optim_wrapper", "default_hooks", "data_preprocessor", "env_cfg", "log_processor"), dict),
     **dict.fromkeys(("visualizer", "randomness", "auto_scale_lr", "tta_model"), dict),
@@ -72,10 +72,10 @@ def load_config(
         "float_checkpoint": None if without_float else float_checkpoint,
         "backbone_checkpoint": backbone_checkpoint,
     }
-    given = {key: Path(file).as_posix() if "://" not in file else file for key, file in given.items() if file}
-    with _environment({CHECKPOINT_VARIABLES[key]: file for key, file in given.items()}):
+    files = {key: Path(file).as_posix() if "://" not in file else file for key, file in given.items() if file}
+    with _environment({CHECKPOINT_VARIABLES[key]: file for key, file in files.items()}):
         cfg = _read(path)
-    for key, file in given.items():
+    for key, file in files.items():
         if cfg.get(key) != file:
             raise UserError(f"--{key.replace('_', '-')}: config {path} does not use a {key.replace('_', ' ')}")
     if without_float:

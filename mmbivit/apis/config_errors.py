@@ -20,7 +20,7 @@ __all__ = ["REFUSALS", "config_message"]
 
 # What a library raises for a value that it does not take, on purpose or by failing.
 REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
-_MMENGINE, _TORCH = (str(Path(library.__file__).resolve().parent) + os.sep for library in (mmengine, torch))
+_MMENGINE, _TORCH = (str(Path(str(library.__file__)).resolve().parent) + os.sep for library in (mmengine, torch))
 _RUNNER = os.path.join(_MMENGINE, "runner", "")
 _STDLIB = str(Path(sysconfig.get_path("stdlib")).resolve()) + os.sep
 _BUILDERS = ("build_from_cfg", "build_runner_from_cfg", "build_scheduler_from_cfg")
@@ -121,7 +121,7 @@ def _refusal(error: Exception, frames: list[FrameType], text: str) -> str | None
         return None  # of torch, these are of devices and memory
     if isinstance(error, KeyError):
         text = f"KeyError: {text}"
-    text = text or traceback.extract_tb(error.__traceback__)[-1].line
+    text = text or traceback.extract_tb(error.__traceback__)[-1].line or ""
     return f"{_part(frames[: builders[-1] + 1])} cannot be built: {text[:300]}; --debug shows where"
 
 

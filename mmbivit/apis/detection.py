@@ -39,11 +39,12 @@ def detect(
         score_thr: lowest score of a detection that is drawn.
         max_pixels: an image of more pixels is not decoded.
     """
-    results, problems = [], {}
+    results: list[dict[str, Any]] = []
+    problems: dict[Path, str] = {}
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmdet"):
         transform = detection_transform(cfg)
 
-    def load(file: Path) -> dict[str, Any]:
+    def load(file: Path) -> dict[str, Any] | None:
         return transform(dict(img_path=str(file), img_id=0))
 
     usable = progress("Detecting", load_usable(batches, load, problems, max_pixels), len(batches))

@@ -67,7 +67,7 @@ def is_user_error(error: BaseException) -> bool:
 def error_message(error: Exception) -> str:
     """Return what a user is told of an error for which :func:`is_user_error` holds."""
     if not isinstance(error, UserError) and isinstance(error, REFUSALS):
-        return config_message(error)
+        return config_message(error) or str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         return f"{error}{_file_at_hand(error)}"
     text = str(error)

@@ -214,7 +214,7 @@ def _draw_detections(cfg: Config, show: bool, show_dir: str | None, wait_time: f
 
 def _augment(cfg: Config) -> None:
     """Wrap the model for test-time augmentation; a config's own ``tta_model`` and ``tta_pipeline`` come first."""
-    dataset = inner_dataset(cfg.test_dataloader.dataset)
+    dataset: Any = inner_dataset(cfg.test_dataloader.dataset)
     if "tta_pipeline" not in cfg:
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
         flips = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]

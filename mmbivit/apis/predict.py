@@ -98,7 +98,7 @@ def predict(
         model, cfg = _load(route, cfg, device)
         if route.kind == "detector":
             score_thr = SCORE_THR if score_thr is None else score_thr
-            results, problems = detect(model, cfg, batches, out_dir, score_thr, max_pixels)
+            results, problems = detect(model, cfg, batches, out_dir, score_thr, max_pixels)  # type: ignore[arg-type]  # see _check_out_dir
         else:
             model.topk = min(TOPK if topk is None else topk, model.head.out_features)
             results, problems = classify(model, cfg, batches, out_dir, max_pixels)
@@ -131,7 +131,8 @@ def _of_all_processes(
     """Return the results and the problems of all processes, in the order of the files."""
     place = {file: i for i, file in enumerate(files)}  # the folder may have another path on another machine
     mine = {place[Path(result["img_path"])]: result for result in results}
-    found, wrong = {}, {}
+    found: dict[int, dict[str, Any]] = {}
+    wrong: dict[int, str] = {}
     for share in all_gather_object((mine, {place[file]: line for file, line in problems.items()})):
         found |= share[0]
         wrong |= share[1]
@@ -197,7 +198,7 @@ def _table(results: Sequence[dict[str, Any]]) -> Table:
     """Make a table of what :func:`predict` returns, a row for each class of each image of a classifier."""
     table = Table("image", "rank", "class", "%")
     for column, justify in zip(table.columns, ("left", "right", "left", "right"), strict=True):
-        column.justify, column.overflow = justify, "fold"
+        column.justify, column.overflow = justify, "fold"  # type: ignore[assignment]  # rich's literals
     for result in results:
         for rank, (name, score) in enumerate(zip(result["names"], result["scores"], strict=True), start=1):
             table.add_row(Text(result["img_path"]), str(rank), Text(name), f"{100 * score:.2f}")

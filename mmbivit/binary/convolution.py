@@ -1,6 +1,7 @@
 """Convolutions with 1-bit weights and inputs."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device=None,
         dtype=None,
         *,
@@ -105,7 +106,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         if not isinstance(conv, nn.Conv2d):
             raise UserError(f"a {type(conv).__name__} cannot be made binary; expected a Conv2d")
         return cls(
-            *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation),
+            *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation),  # type: ignore[arg-type]  # pairs
             groups=conv.groups,
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
@@ -128,7 +129,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         self._start(maps)
         products = [self._product(x) for x in maps]
         if self.norm is not None:
-            products = _normed_together(self.norm, products) if self.norm.training else map(self.norm, products)
+            products = _normed_together(self.norm, products) if self.norm.training else map(self.norm, products)  # type: ignore[assignment]  # read once
         return [self._finish(x, y) for x, y in zip(maps, products, strict=True)]
 
     def _keeps_grid(self) -> bool:
@@ -215,7 +216,7 @@ class BinaryConvTranspose2d(BinaryLayer, nn.ConvTranspose2d):
         if not isinstance(conv, nn.ConvTranspose2d) or conv.groups != 1 or any((*conv.padding, *conv.output_padding)):
             raise UserError(f"a {type(conv).__name__} with padding or groups cannot be made binary here")
         return cls(
-            *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride),
+            *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride),  # type: ignore[arg-type]  # pairs, of which torch says tuple[int, ...]
             bias=conv.bias is not None,
             device=conv.weight.device,
             dtype=conv.weight.dtype,

@@ -65,7 +65,7 @@ class _ThresholdSign(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        grad_x = _times(grad, *ctx.saved_tensors, ctx.as_bits)
+        grad_x = _times(grad, *ctx.saved_tensors, ctx.as_bits)  # type: ignore[call-arg]  # one was saved
         if ctx.gamma_ndim is None or not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
         return grad_x, -sum_to_last(grad_x, ctx.gamma_ndim), None, None
@@ -192,7 +192,7 @@ class _ScoreSign(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _times(grad, *ctx.saved_tensors, ctx.as_bits), None, None
+        return _times(grad, *ctx.saved_tensors, ctx.as_bits), None, None  # type: ignore[call-arg]  # one was saved
 
 
 def score_sign(scores: Tensor, zero: bool, keep_bits: bool = False) -> Tensor:

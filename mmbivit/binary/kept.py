@@ -8,6 +8,7 @@ nothing.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class _KeptWeightSign(torch.autograd.Function):
     """``theta * Sign(w - mu)``; keeps the latent weights, which are there anyway, and a number or two a row."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, learned: Tensor | None, ste: str, center: str, scale: str) -> Tensor:
+    def forward(ctx, weight: Tensor, learned: Tensor | None, ste: Any, center: Any, scale: Any) -> Tensor:
         binary = binarize_weight(weight, ste, center, scale if learned is None else learned)
         ctx.ste, ctx.center = ste, center
         ctx.save_for_backward(

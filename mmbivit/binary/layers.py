@@ -1,6 +1,7 @@
 """Layers of the binary network. Each carries its bit widths and honours every argument of its torch layer."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class RPReLU(nn.Module):
 class BinaryLayer(nn.Module):
     """What binary layers of every kind say of themselves; a subclass has ``weight`` and the two quantizers."""
 
-    weight: nn.Parameter
+    weight: Tensor
     input_quantizer: ActivationQuantizer
     weight_quantizer: WeightQuantizer
 
@@ -95,7 +96,7 @@ class BinaryLayer(nn.Module):
         """Let the layer start like a float one with its weights; see :class:`BinaryConv2d`."""
         self.input_scale = LearnedScale(1).requires_grad_(False)
         self.first_batch = FirstBatch(started=self.norm is None)
-        self.shortcut_scale = nn.Parameter(torch.zeros(len(self.weight_rows()))) if self.shortcut else None
+        self.shortcut_scale: Any = nn.Parameter(torch.zeros(len(self.weight_rows()))) if self.shortcut else None
 
     def _start_like_float(self, inputs: Sequence[Tensor], float_products: Callable[[], Sequence[Tensor]]) -> None:
         """Take the scale of inputs, and mean and deviation of what the float layer makes of them.
@@ -106,7 +107,7 @@ class BinaryLayer(nn.Module):
         """
 
         def scale() -> Tensor:
-            return (sum(x.float().square().sum() for x in inputs) / sum(x.numel() for x in inputs)).sqrt().view(1)
+            return (sum(x.float().square().sum() for x in inputs) / sum(x.numel() for x in inputs)).sqrt().view(1)  # type: ignore[union-attr]  # sum() of none is 0
 
         def statistics() -> Tensor:
             rows = torch.cat([y.float().flatten(0, -2) for y in float_products()])

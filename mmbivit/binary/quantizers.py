@@ -93,7 +93,7 @@ class ActivationQuantizer(Quantizer):
         """What values are compared with, one number per channel ``(C,)``; ``None`` where there is no such number."""
         return None
 
-    def fold(self) -> Tensor | float:
+    def fold(self) -> Tensor:
         """Return what packing needs: thresholds ``(C,)``, float64; a bit is 1 if ``x >= threshold``.
 
         Raises:

@@ -153,7 +153,7 @@ class Recipe:
 
     def at(self, place: str | None) -> "Recipe":
         """Return the recipe of one of the ``places``; ``None`` for none of them."""
-        changes = self.places.get(place, {})
+        changes = self.places.get(place, {})  # type: ignore[arg-type]  # None is no place
         return replace(self, places={}, **changes) if changes else self
 
     def build_linear(
@@ -245,8 +245,8 @@ class Recipe:
         return nn.BatchNorm1d if self.norm == "bn" else partial(nn.LayerNorm, eps=self.norm_eps)
 
 
-_LN_GELU = dict(norm="ln", act="gelu", threshold="none")
-_LEARNED_ROWS = dict(weight_scale="learned")
+_LN_GELU: dict[str, Any] = dict(norm="ln", act="gelu", threshold="none")
+_LEARNED_ROWS: dict[str, Any] = dict(weight_scale="learned")
 
 # By the name that a config gives; whoever adds one from outside does so before networks are built. What each takes from
 # its paper, and where published code differs, is in docs/methods.md.

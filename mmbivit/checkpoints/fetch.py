@@ -40,6 +40,7 @@ def checkpoint_path(file: str) -> Path:
             hint = f"; timm's weights are {TIMM_SCHEME}{file}" if timm.is_model_pretrained(file) else ""
             raise FileNotFoundError(f"checkpoint {file} does not exist{hint}")
         return path
+    fetch: Callable[[str, str], None]
     if file.startswith(TIMM_SCHEME):
         name, fetch = file.removeprefix(TIMM_SCHEME), _fetch_from_timm
         _check_timm_name(name)

@@ -84,7 +84,7 @@ def register_key_mapping(module: nn.Module, names: ModuleType | None, convert_fo
         own = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         current = module.state_dict()
         foreign = names is not None and convert_foreign and names.is_foreign(own)
-        if foreign:
+        if foreign and names is not None:
             heads = [next(_heads(stage), 0) for stage in module.stages]
             own = names.to_own_keys(own, heads)
         from_float = is_float_for(module, own)

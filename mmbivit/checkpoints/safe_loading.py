@@ -112,13 +112,14 @@ def _safe_globals() -> list[Any]:
     Stand-ins take the place of what a file could misuse: NumPy makes arrays of Python objects out of any bytes, and
     the state of a dtype lets arrays read and free memory of others; MMEngine's log history registers functions.
     """
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    classes: tuple[type, ...] = (np.ndarray, *(type(np.dtype(name)) for name in _DTYPES))
+    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]  # of NumPy 1
     return [
         (_history_method, "builtins.getattr"),
         (_History, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
         argparse.Namespace,
         # What may be filled, but not called: a name with a line break is none that a file can write.
-        *((cls, f"\n{cls.__name__}") for cls in (np.ndarray, *(type(np.dtype(name)) for name in _DTYPES))),
+        *((cls, f"\n{cls.__name__}") for cls in classes),
         (_empty_array, "numpy.ndarray"),
         (_plain_dtype, "numpy.dtype"),
         *((multiarray.scalar, f"{module}.scalar") for module in _MULTIARRAY),
@@ -157,4 +158,4 @@ class _History(HistoryBuffer):
         if not all(isinstance(value, np.ndarray) and value.ndim == 1 for value in values):
             raise pickle.UnpicklingError("a log history that does not hold two lists of numbers is not allowed")
         self.__class__ = HistoryBuffer
-        self.__init__(*values, max_length=int(state.get("max_length", 1_000_000)))
+        self.__init__(*values, max_length=int(state.get("max_length", 1_000_000)))  # type: ignore[misc]  # of HistoryBuffer now

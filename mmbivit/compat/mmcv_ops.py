@@ -95,7 +95,7 @@ class _StandInLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         for op in OPS:
             setattr(module, op.__name__, op)
-        module.__getattr__ = _unsupported
+        module.__getattr__ = _unsupported  # type: ignore[method-assign]  # of this one module
         module.__doc__ = __doc__
 
 

@@ -273,12 +273,13 @@ def _find_arch(state_dict: dict[str, Tensor], depths: tuple[int, ...]) -> dict[s
     patches = _shape(state_dict, "patch_embed.proj.weight", 4)
     fc1 = _shape(state_dict, "stages.0.blocks.0.mlp.fc1.weight", 2)
     table = "stages.{}.blocks.0.attn.relative_position_bias_table"
-    tables = [_shape(state_dict, table.format(i), 2) for i in range(len(depths))]
+    shapes = (_shape(state_dict, table.format(i), 2) for i in range(len(depths)))
+    tables = [shape for shape in shapes if shape is not None]
     if patches is not None:
         arch = dict(embed_dims=patches[0], **arch, patch_size=patches[-1])
     if fc1 is not None:
         arch["mlp_ratio"] = fc1[0] / fc1[1]
-    if all(table is not None for table in tables):
+    if len(tables) == len(depths):
         arch["num_heads"] = tuple(table[1] for table in tables)
         arch["window_size"] = (round(tables[0][0] ** 0.5) + 1) // 2
     return arch

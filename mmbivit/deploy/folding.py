@@ -33,7 +33,8 @@ def norm_affine(norm: nn.Module | None, channels: int, layer_norm: float | None 
         if not isinstance(norm, nn.LayerNorm) or norm.eps != layer_norm:
             raise UserError(f"{norm} cannot be folded; expected LayerNorm with eps={layer_norm:g}")
         return norm.weight.detach().double(), norm.bias.detach().double()
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if not is_batch_norm or norm.running_mean is None or norm.running_var is None:
         raise UserError(f"{type(norm).__name__} cannot be folded; expected BatchNorm with running statistics")
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * gain

@@ -18,7 +18,7 @@ from mmbivit.registry import MODELS
 
 from .header import MAX_NUMBER
 
-__all__ = ["check_detector", "check_pipeline", "checked_meta", "find_class"]
+__all__ = ["check_detector", "check_options", "check_pipeline", "checked_meta", "find_class"]
 
 # Modules whose registered classes a file may name. They were searched for eval(), getattr() by a configured name,
 # imports, file access and downloads; those that do any of it are refused below.
@@ -122,6 +122,28 @@ def _check_key(key: Any, place: str) -> None:
     words = _REFUSED_WORDS & {key, *key.lower().split("_")}
     if words:
         raise UserError(f"{place} has the key {key!r}; a packed file holds nothing of files, downloads or imports")
+
+
+def check_options(options: Any, place: str) -> None:
+    """Raise a ValueError for options of a backbone of ours that are not numbers, plain words, lists or dicts of them.
+
+    None of ours ends as a ``type``, which they may not have, so that words may be the names of modules here.
+    """
+    if isinstance(options, dict):
+        for name, child in options.items():
+            if name != "drop_path_rate":  # the only one whose path is none of files
+                _check_key(name, place)
+            if name == "type":
+                raise UserError(f"{place} has a 'type' in its options")
+            check_options(child, f"{place}.{name}")
+    elif isinstance(options, list):
+        for child in options:
+            check_options(child, place)
+    elif isinstance(options, str):
+        if not _WORD.fullmatch(options):
+            raise UserError(f"{place}={options[:64]!r}; a file holds plain words here, no paths and URLs")
+    elif not (options is None or isinstance(options, (int, float))):
+        raise UserError(f"{place} is a {type(options).__name__}; a file holds plain values only")
 
 
 def _check_word(value: str, place: str) -> None:

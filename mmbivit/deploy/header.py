@@ -18,6 +18,7 @@ __all__ = [
     "KINDS",
     "MAX_NUMBER",
     "SUFFIX",
+    "TRAINED_FORMAT",
     "PackedFile",
     "open_packed",
     "parse_header",
@@ -26,6 +27,8 @@ __all__ = [
 
 FORMAT = "mmbivit.packed"
 FORMAT_VERSION = 3
+TRAINED_FORMAT = "mmbivit.trained"  # of networks that are not packed, see mmbivit.deploy.trained
+_VERSIONS = {FORMAT: FORMAT_VERSION, TRAINED_FORMAT: 1}
 KINDS = ("backbone", "classifier", "detector")
 SUFFIX = ".safetensors"
 _FIRST_NETWORK = "PackedSwinTransformer"  # which files of format version 1, without its name, are of
@@ -47,7 +50,7 @@ class PackedFile:
         path: the file.
         kind: ``backbone``, ``classifier`` or ``detector``.
         mmbivit_version: version that wrote the file.
-        network: name of the class of the packed backbone, see :data:`mmbivit.packed.NETWORKS`.
+        network: name of the class of the backbone; of packed ones see :data:`mmbivit.packed.NETWORKS`.
         architecture: its options.
         model: what is around the backbone, ``None`` in a file of a backbone.
         dataset_meta: names of classes and their colours, where known.
@@ -80,10 +83,12 @@ def read_header(path: str | Path) -> PackedFile:
 
 
 @contextmanager
-def open_packed(path: str | Path) -> Iterator[Any]:
-    """Open a file whose header safetensors has compared with its length."""
+def open_packed(
+    path: str | Path, what: str = "packed file", hint: str = "make one with tools/deployment/export_packed.py"
+) -> Iterator[Any]:
+    """Open a file whose header safetensors has compared with its length; messages call it ``what``, and give a hint."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"packed file {path} does not exist")
+        raise FileNotFoundError(f"{what} {path} does not exist")
     try:
         file = safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
@@ -91,26 +96,25 @@ def open_packed(path: str | Path) -> Iterator[Any]:
         with Path(path).open("rb") as head:
             if head.read(2) == b"PK":
                 reason = "it is a checkpoint of PyTorch"
-        raise UserError(
-            f"{path} is no packed file, or not all of one ({reason}); make one with tools/deployment/export_packed.py"
-        ) from error
+        raise UserError(f"{path} is no {what}, or not all of one ({reason}); {hint}") from error
     with file as opened:
         yield opened
 
 
-def parse_header(path: Path, file: Any) -> PackedFile:
+def parse_header(path: Path, file: Any, expected: str = FORMAT) -> PackedFile:
     """Read the header of a file from :func:`open_packed`; raises a ValueError as :func:`read_header` does."""
     metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != expected:
         raise UserError(
-            f"{path} is a safetensors file, but no packed network: its metadata lacks format={FORMAT!r}; "
+            f"{path} is a safetensors file, but no packed network: its metadata lacks format={expected!r}; "
             "make one with tools/deployment/export_packed.py"
         )
     version = metadata.get("format_version", "")
-    if not version.isdecimal() or not 1 <= int(version[:9]) <= FORMAT_VERSION:
-        newer = version.isdecimal() and int(version[:9]) > FORMAT_VERSION
+    newest = _VERSIONS[expected]
+    if not version.isdecimal() or not 1 <= int(version[:9]) <= newest:
+        newer = version.isdecimal() and int(version[:9]) > newest
         hint = f"update mmbivit ({__version__} here), or export the network again" if newer else "export it again"
-        raise UserError(f"{path} has format version {version[:9]!r}, this mmbivit reads 1 to {FORMAT_VERSION}: {hint}")
+        raise UserError(f"{path} has format version {version[:9]!r}, this mmbivit reads 1 to {newest}: {hint}")
     kind = metadata.get("kind")
     if kind not in KINDS:
         raise UserError(f"{path} says that it is a {kind!r}; expected {', '.join(KINDS)}")

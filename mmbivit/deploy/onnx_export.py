@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
 def _plain_quantizer(name: str, quantizer: ActivationQuantizer) -> nn.Module:
     """Return the comparison that a quantizer folds into."""
     try:
-        folded = quantizer.fold()
+        folded: Any = quantizer.fold()  # thresholds, or the ratio of attention
     except ValueError as error:
         raise UserError(f"{name} cannot be exported: {error}") from error
     if isinstance(quantizer, SoftmaxThreshold):
@@ -257,7 +257,7 @@ class _WithBits(nn.Module):
         self.plain = plain
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        bits = []
+        bits: list[Tensor] = []
         with observed(_bit_makers(self.plain), lambda name, args, output: bits.append(output)):
             outputs = _outputs(self.plain(images))
         return (*outputs, *bits)
@@ -302,7 +302,7 @@ def _to_onnx(plain: nn.Module, example: Tensor, names: list[str], dynamic_batch:
         dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
         verbose=False,
     )
-    graph = program.model_proto
+    graph = program.model_proto  # type: ignore[union-attr]  # dynamo=True returns one
     domains = {opset.domain for opset in graph.opset_import} | {node.domain for node in graph.graph.node}
     if domains - {"", "ai.onnx"} or graph.functions:
         raise RuntimeError(f"the exported graph has operators that are not standard, of {sorted(domains)}")

@@ -25,7 +25,7 @@ from mmbivit.packed import NETWORKS, PackedNetwork
 
 from .header import FORMAT, FORMAT_VERSION, SUFFIX, PackedFile, open_packed, parse_header
 
-__all__ = ["load", "save"]
+__all__ = ["build_filled", "load", "save"]
 
 _DTYPES = {
     torch.float64: "F64",
@@ -101,15 +101,8 @@ def load(path: str | Path) -> nn.Module:
     """
     with open_packed(path) as file:
         header = parse_header(Path(path), file)
-        build = _builder(header)
-        # First without memory: sizes in the metadata are anybody's, those in the header were compared with the file's.
-        with _registering_at_most(1000 + 10 * len(header.tensors), header.path), torch.device("meta"):
-            expected = build().state_dict()
-        _check_tensors(header, expected)
-        model = build()
-        # Copies, so that the file may change or go afterwards.
-        model.load_state_dict({name: file.get_tensor(name) for name in header.tensors})
-    model.eval()
+        network = _find_network(header)
+        model = build_filled(header, file, network, _builder(header, network))
     if header.kind != "backbone":
         from .trial import TRIALS
 
@@ -127,9 +120,30 @@ def _kind_of(packed: nn.Module) -> str:
     raise UserError(f"{type(packed).__name__} is not packed: give save() what mmbivit.deploy.pack() returns")
 
 
-def _builder(header: PackedFile) -> Callable[[], nn.Module]:
-    """Return what builds the network of a file, with random weights; it raises a ``ValueError`` of one line."""
-    network = _find_network(header)
+def build_filled(header: PackedFile, file: Any, network: type[nn.Module], build: Callable[[], nn.Module]) -> nn.Module:
+    """Build the network of a file, compare it with the file's tensors and load them; returns it in evaluation.
+
+    Args:
+        header: what the file says of itself.
+        file: from :func:`mmbivit.deploy.header.open_packed`.
+        network: class of its backbone.
+        build: builds the network, with random weights.
+
+    Raises:
+        ValueError: if it cannot be built, or does not fit the tensors.
+    """
+    # First without memory: sizes in the metadata are anybody's, those in the header were compared with the file's.
+    with _registering_at_most(1000 + 10 * len(header.tensors), header.path), torch.device("meta"):
+        model = _built(header, network, build)
+    _check_tensors(header, model.state_dict())
+    model = _built(header, network, build)
+    # Copies, so that the file may change or go afterwards.
+    model.load_state_dict({name: file.get_tensor(name) for name in header.tensors})
+    return model.eval()
+
+
+def _builder(header: PackedFile, network: type[PackedNetwork]) -> Callable[[], nn.Module]:
+    """Return what builds the packed network of a file, with random weights."""
     if header.kind == "backbone":
 
         def build() -> nn.Module:
@@ -145,20 +159,21 @@ def _builder(header: PackedFile) -> Callable[[], nn.Module]:
             model = build_model()
             return pack_around(model, model.backbone, header.packed_layers)
 
-    def checked() -> nn.Module:
-        try:
-            return build()
-        except Exception as error:  # of arguments that may be anything, constructors may raise anything
-            reason = (str(error).splitlines() or [""])[0]
-            objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-            of_backbone = any(isinstance(found, PackedNetwork) for found in objects)
-            field = "architecture" if header.kind == "backbone" or of_backbone else "model"
-            raise UserError(
-                f"{header.path}: its {header.kind} cannot be built, as its {field!r} is damaged or of another version "
-                f"({header.mmbivit_version[:20]}): {type(error).__name__}: {reason[:300]}"
-            ) from error
+    return build
 
-    return checked
+
+def _built(header: PackedFile, network: type[nn.Module], build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except Exception as error:  # of arguments that may be anything, constructors may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        objects = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        of_backbone = any(isinstance(found, network) for found in objects)
+        field = "architecture" if header.kind == "backbone" or of_backbone else "model"
+        raise UserError(
+            f"{header.path}: its {header.kind} cannot be built, as its {field!r} is damaged or of another version "
+            f"({header.mmbivit_version[:20]}): {type(error).__name__}: {reason[:300]}"
+        ) from error
 
 
 def _find_network(header: PackedFile) -> type[PackedNetwork]:

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmbivit.checks import UserError
+from mmbivit.models import Backbone
 
 from .header import PackedFile
 
@@ -30,6 +31,7 @@ __all__ = ["TRIALS", "try_classifier", "try_detector"]
 
 # Pixels along a side, from the cheapest on: some detectors halve an image often, or choose many of its positions.
 _SIDES = (64, 256, 512)
+_MOST_TOKENS, _MOST_PIXELS = 2**12, 2**10  # of an image of a size that the file asks for; the second along a side
 _IMAGE_SHAPE = (16, 64)  # height and width before the transforms: many enlarge images
 # What a detection has to exceed where an NMS follows, and the counts that go into it and come out.
 _THRESHOLDS = ("score_thr", "conf_thr", "min_bbox_size")
@@ -44,7 +46,14 @@ def try_classifier(model: nn.Module, header: PackedFile) -> None:
     """
 
     def classify(image: Tensor) -> None:
-        model.test_step(dict(inputs=_enlarged(image, _SIDES[0])[None], img_path=[""]))
+        sizes = [(_SIDES[0],) * 2, *_own_size(model.backbone)]
+        for size in sizes:
+            try:
+                model.test_step(dict(inputs=_enlarged(image, *size)[None], img_path=[""]))
+                return
+            except Exception:
+                if size is sizes[-1]:
+                    raise
 
     with _unnoticed(), DefaultScope.overwrite_default_scope("mmengine"):
         with _naming(header, "model", model):
@@ -91,7 +100,7 @@ def _detect(model: nn.Module, image: Tensor, keys: Collection[str] | None = None
             for all_pass in (False, True):
                 with _few_detections(model, all_pass):
                     sample = DetDataSample(metainfo=known)
-                    model.test_step(dict(inputs=[_enlarged(image, side)], data_samples=[sample]))
+                    model.test_step(dict(inputs=[_enlarged(image, side, side)], data_samples=[sample]))
             return
         except Exception:
             if side == _SIDES[-1]:
@@ -99,12 +108,26 @@ def _detect(model: nn.Module, image: Tensor, keys: Collection[str] | None = None
 
 
 def _pixel(model: nn.Module) -> Tensor:
-    return torch.zeros(model.backbone.config.in_channels, 1, 1, dtype=torch.uint8)
+    backbone = model.backbone
+    channels = backbone.in_channels if isinstance(backbone, Backbone) else backbone.config.in_channels
+    return torch.zeros(channels, 1, 1, dtype=torch.uint8)
 
 
-def _enlarged(image: Tensor, side: int) -> Tensor:
-    """Return a square with the channels, the dtype and the first pixel of an image."""
-    return image[:, :1, :1].expand(-1, side, side)
+def _own_size(backbone: nn.Module) -> list[tuple[int, int]]:
+    """Return the size of image that a backbone with a position embedding was made for, as some take no other.
+
+    None where that is too large to try what may be hostile.
+    """
+    described: Any = backbone if isinstance(backbone, Backbone) else backbone.config
+    patch = backbone.strides[0] if isinstance(backbone, Backbone) else getattr(described, "patch_size", 0)
+    height, width = getattr(described, "pos_embed_shape", None) or (0, 0)
+    size = height * patch, width * patch
+    return [size] if min(size) > 0 and height * width <= _MOST_TOKENS and max(size) <= _MOST_PIXELS else []
+
+
+def _enlarged(image: Tensor, height: int, width: int) -> Tensor:
+    """Return an image of this size with the channels, the dtype and the first pixel of an image."""
+    return image[:, :1, :1].expand(-1, height, width)
 
 
 def _transform(header: PackedFile, config: Config, data: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def classifier_builder(header: PackedFile, backbone: dict[str, Any]) -> Callable
     Raises:
         ValueError: if the file names anything but numbers and the known transform.
     """
-    described, keys = header.model, {"num_classes", "topk", "data_preprocessor"}
+    described, keys = header.model or {}, {"num_classes", "topk", "data_preprocessor"}
     normalisation = described.get("data_preprocessor")
     if described.keys() != keys or not isinstance(normalisation, dict) or normalisation.keys() != {"mean", "std"}:
         raise UserError(f"{header.path}: 'model' of a classifier has to have num_classes, topk, mean and std only")
@@ -93,7 +93,7 @@ def classifier_builder(header: PackedFile, backbone: dict[str, Any]) -> Callable
     def build() -> nn.Module:
         with DefaultScope.overwrite_default_scope("mmengine"):
             model = ImageClassifier(backbone, **described)
-        vars(model).update(attributes)
+        model.__dict__.update(attributes)
         return model
 
     return build
@@ -113,14 +113,14 @@ def detector_builder(header: PackedFile, backbone: dict[str, Any]) -> Callable[[
     attributes = _attributes(header)
     detector = find_class(described["type"], "model")
     # Most of them cannot be built without.
-    training = dict(train_cfg=None) if "train_cfg" in inspect.signature(detector).parameters else {}
+    training = dict(train_cfg=None) if "train_cfg" in inspect.signature(detector).parameters else {}  # type: ignore[arg-type]  # a class
 
     def build() -> nn.Module:
         # A copy, as detectors add to the configs of their heads.
         cfg = ConfigDict(copy.deepcopy(described), backbone=backbone, **training)
         with DefaultScope.overwrite_default_scope("mmdet"):
             model = MODELS.build(cfg)
-        vars(model).update(attributes)
+        model.__dict__.update(attributes)
         return model
 
     return build
@@ -139,7 +139,7 @@ def _check_numbers(header: PackedFile, described: dict[str, Any]) -> None:
 def _attributes(header: PackedFile) -> dict[str, Any]:
     """Check the class names and the transforms of a file, and return them as attributes of the model."""
     try:
-        meta = checked_meta(header.dataset_meta, header.model)
+        meta = checked_meta(header.dataset_meta, header.model or {})
         pipeline = _decoded(header.pipeline)
         check_pipeline(pipeline or (), header.kind)
     except ValueError as error:
@@ -150,7 +150,7 @@ def _attributes(header: PackedFile) -> dict[str, Any]:
 
 def _describe_meta(model: nn.Module, model_config: dict[str, Any]) -> dict[str, Any] | None:
     known = getattr(model, "dataset_meta", None) or {}
-    described = {}
+    described: dict[str, Any] = {}
     if known.get("classes"):
         described["classes"] = [str(name) for name in known["classes"]]
     palette = known.get("palette")

@@ -1,6 +1,6 @@
 """Architectures by name, and checks of what users write in a config."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ def _check_scale(name: str, value: float | None) -> None:
         check_number(name, value, 0, 1e6, above=True)
 
 
-_SETTINGS = {
+_SETTINGS: dict[str, Callable[..., None]] = {
     **dict.fromkeys(("qkv_bias", "patch_norm", "use_abs_pos_embed", "with_cp", "shift_single_window"), check_flag),
     "mask_padding": check_flag,
     "qk_scale": _check_scale,
@@ -108,7 +108,7 @@ def check_recipe(
         mask_padding: ``None`` for off where the recipe that one starts from has float layers, else on.
         downsample: ``'binary'``, ``'float'``, or ``None`` for what the layers are of the recipe that one starts from.
     """
-    options = dict(mask_padding=mask_padding, downsample=downsample)
+    options: dict[str, Any] = dict(mask_padding=mask_padding, downsample=downsample)
     allowed = dict(mask_padding=(True, False), downsample=("binary", "float"))
     for name, value in options.items():
         if value is not None:
@@ -124,7 +124,7 @@ def check_recipe(
         start = recipe.get("base", "sibivit")
     recipe = get_recipe(recipe)
     kind = get_recipe(start).linear
-    defaults = dict(mask_padding=kind != "float", downsample=kind)
+    defaults: dict[str, Any] = dict(mask_padding=kind != "float", downsample=kind)
     mask_padding, downsample = (defaults[name] if value is None else value for name, value in options.items())
     return recipe, mask_padding, downsample
 

@@ -34,7 +34,7 @@ class Attention(nn.Module):
         if self.query_norm is None:
             return qkv
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        return torch.stack([self.query_norm(query), self.key_norm(key), value], dim=-3).flatten(-3)
+        return torch.stack([self.query_norm(query), self.key_norm(key), value], dim=-3).flatten(-3)  # type: ignore[misc]  # both, or neither
 
     @property
     def product_bits(self) -> tuple[tuple[int, int], ...]:

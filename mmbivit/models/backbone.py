@@ -100,7 +100,7 @@ class Backbone(StagedModule, BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.convert_weights = convert_weights
-        self.absolute_pos_embed = None
+        self.absolute_pos_embed: nn.Parameter | None = None
 
     def _add_position_embedding(self, hw_shape: tuple[int, int], channels: int) -> None:
         """Make a learnable position embedding for a grid of tokens; other grids get it interpolated."""

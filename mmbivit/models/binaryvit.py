@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from timm.layers import DropPath, trunc_normal_
@@ -177,7 +178,7 @@ class BinaryDownsampling(nn.Module):
 
     def __init__(self, channels: int, recipe: Recipe):
         super().__init__()
-        plain = dict(layer_shortcut=False)
+        plain: dict[str, Any] = dict(layer_shortcut=False)
         if recipe.weight_quantizer is None:
             plain["weight_center"] = "none"
         self.norm = recipe.norm_layer(channels)

@@ -105,7 +105,7 @@ class ImageClassifier(BaseModel):
         if mode == "tensor":
             return logits
         if mode == "loss":
-            loss = self.soft_loss if labels.ndim == 2 else self.hard_loss
+            loss = self.soft_loss if labels.ndim == 2 else self.hard_loss  # type: ignore[union-attr]  # a loss has labels
             return dict(loss_cls=loss(logits.float(), labels))
         if mode == "predict":
             return self._predictions(logits, labels, img_path)
@@ -118,7 +118,7 @@ class ImageClassifier(BaseModel):
         names = (self.dataset_meta or {}).get("classes")
         predictions = []
         for i in range(len(logits)):
-            prediction = dict(pred_labels=indices[i], pred_scores=scores[i])
+            prediction: dict[str, Any] = dict(pred_labels=indices[i], pred_scores=scores[i])
             if names is not None:
                 prediction["pred_names"] = [names[label] for label in indices[i].tolist()]
             if labels is not None:

@@ -10,7 +10,7 @@ __all__ = ["observed"]
 
 
 @contextmanager
-def observed(modules: Mapping[Hashable, nn.Module], see: Callable[[Any, tuple, Any], Any]) -> Iterator[None]:
+def observed(modules: Mapping[Any, nn.Module], see: Callable[[Any, tuple, Any], Any]) -> Iterator[None]:
     """Call ``see(name, arguments, output)`` whenever one of the modules has run; nothing is left on them afterwards.
 
     Args:

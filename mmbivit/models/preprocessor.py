@@ -1,7 +1,7 @@
 """What happens to whole batches of images on the device: normalisation, random erasing, Mixup and CutMix."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["ClassificationPreprocessor"]
 
 # What the options of timm's Mixup and RandomErasing may be; timm itself takes anything, and fails or not in training.
 _share = partial(check_number, low=0, high=1)
-_OPTIONS = {
+_OPTIONS: dict[str, Callable[..., None]] = {
     **dict.fromkeys(("prob", "switch_prob", "probability", "min_area", "max_area"), _share),
     **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), partial(check_number, low=0, high=1000)),
     **dict.fromkeys(("min_aspect", "max_aspect"), partial(check_number, low=0, high=1000, above=True)),

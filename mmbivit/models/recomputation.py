@@ -40,7 +40,7 @@ class _AsBefore:
 
     def __enter__(self) -> None:
         self._observed.__enter__()
-        self._kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        self._kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]  # type: ignore[union-attr]  # it tracks them
         for norm in self._norms:
             norm.momentum = 0.0
 
@@ -48,4 +48,4 @@ class _AsBefore:
         self._observed.__exit__()
         for norm, (momentum, batches) in zip(self._norms, self._kept, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            norm.num_batches_tracked.copy_(batches)  # type: ignore[union-attr]  # see above

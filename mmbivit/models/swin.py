@@ -244,7 +244,7 @@ class BinarySwinTransformer(Backbone):
         check_settings(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed, with_cp=with_cp)
         check_settings(shift_single_window=shift_single_window, qk_scale=qk_scale)
         image_size = check_image_size(pretrain_img_size)
-        mixing_sides = [None] * len(depths)
+        mixing_sides: Sequence[int | None] = [None] * len(depths)
         if mixing is not None and mixing.axis == "grid":
             mixing_sides = grid_sides(image_size, patch_size, len(depths))
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
@@ -255,10 +255,10 @@ class BinarySwinTransformer(Backbone):
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_layer(embed_dims))
         if use_abs_pos_embed:
-            self._add_position_embedding(tuple(-(-pixels // patch_size) for pixels in image_size), embed_dims)
+            self._add_position_embedding(tuple(-(-pixels // patch_size) for pixels in image_size), embed_dims)  # type: ignore[arg-type]  # two sides
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        merging_recipe = replace(recipe, linear=downsample)
+        merging_recipe = replace(recipe, linear=downsample)  # type: ignore[arg-type]  # checked
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu")  # numbers, also for "meta"
         drop_path = iter(rates.tolist())
         self.stages = nn.ModuleList()

@@ -175,7 +175,7 @@ class BinaryVisionTransformer(Backbone):
             self.num_mixed_tokens = window_size**2 if window_size else self.extra_tokens + grid[0] * grid[1]
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, None)
-        self._add_position_embedding(grid, embed_dims)
+        self._add_position_embedding(grid, embed_dims)  # type: ignore[arg-type]  # two sides
         tokens = torch.zeros(1, self.extra_tokens, embed_dims)
         self.extra_embed = nn.Parameter(tokens) if self.extra_tokens else None
         self.drop_after_pos = nn.Dropout(drop_rate)
@@ -194,7 +194,7 @@ class BinaryVisionTransformer(Backbone):
                     embed_dims,
                     hidden_dims(embed_dims, mlp_ratio),
                     recipe,
-                    build_mixing(embed_dims, self.num_mixed_tokens, recipe, mixing),
+                    build_mixing(embed_dims, self.num_mixed_tokens, recipe, mixing),  # type: ignore[arg-type]  # no mixing, no number
                     drop_rate,
                 ),
                 recipe=recipe,

@@ -42,10 +42,10 @@ class PackedConv2d(PackedModule):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: tuple[int, int],
-        stride: tuple[int, int] = (1, 1),
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...] = (1, 1),
         padding: Sequence[int] = (0, 0, 0, 0),
-        dilation: tuple[int, int] = (1, 1),
+        dilation: tuple[int, ...] = (1, 1),
         padding_mode: str = "zeros",
         rprelu: bool = False,
         shortcut: bool = False,
@@ -58,7 +58,7 @@ class PackedConv2d(PackedModule):
         self.pad = tuple(padding) if any(padding) and not fused else None
         self.pad_mode = "constant" if padding_mode == "zeros" else padding_mode
         inside = (top, left) if fused else (0, 0)
-        self.geometry = ConvGeometry(*kernel_size, *stride, *inside, *dilation)
+        self.geometry = ConvGeometry(*kernel_size, *stride, *inside, *dilation)  # type: ignore[call-arg]  # of two each
         words = kernel_size[0] * kernel_size[1] * num_words(in_channels)
         self._add("threshold", padded(in_channels))
         self._add("weight", num_blocks(out_channels), words, LANES, dtype=torch.int32)
@@ -90,7 +90,7 @@ class PackedConv2d(PackedModule):
             The output of each, in channels-last memory.
         """
         weight = torch.cat([layer.weight.flatten(1) for layer in layers])
-        bias, sizes = torch.cat([layer.bias for layer in layers]), [layer.out_channels for layer in layers]
+        bias, sizes = torch.cat([layer.bias for layer in layers]), [layer.out_channels for layer in layers]  # type: ignore[misc]  # see layers
         out = self._convolve(x, pad_channels(weight.T).contiguous(), pad_channels(bias), len(bias))
         return list(out.split(sizes, dim=1))
 
@@ -160,7 +160,7 @@ class PackedConvTranspose2d(PackedLinear):
     Shape: ``(B, in_channels, H, W) -> (B, out_channels, H * height, W * width)``, float32, in channels-last memory.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int]):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, ...]):
         super().__init__(in_channels, kernel_size[0] * kernel_size[1] * out_channels)
         self.kernel_size = kernel_size
 

@@ -6,7 +6,7 @@ Maps have their channels last, ``(B, H, W, C)``, and are contiguous so. All else
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def binary_conv2d(
     args, sizes, shape = _check_conv(x, n, geometry, *layer, add, factor, predictor, predictor_bias, outputs)
     if (path := native_path(x, args)) is None:
         y = reference.binary_conv2d(x, threshold, weight, out_affine, n, geometry, rprelu, add, factor)
-        return y if predictor is None else (y @ predictor + predictor_bias)[..., :outputs].contiguous()
+        return y if predictor is None else (y @ predictor + predictor_bias)[..., :outputs].contiguous()  # type: ignore[operator]  # they come together
     out = x.new_empty(*shape[:3], outputs or n)
     kernels.KERNELS.call("conv", path, kernels.ConvArgs(*args, out.data_ptr(), *sizes))
     return out
@@ -137,7 +137,7 @@ def _check_conv(
     add: Tensor | None,
     factor: Tensor | None,
     predictor: Tensor | None = None,
-    predictor_bias: Tensor | None = None,
+    predictor_bias: Any = None,
     outputs: int = 0,
 ) -> tuple[tuple[int | None, ...], tuple[int, ...], tuple[int, ...]]:
     """Check the arguments of a convolution; returns addresses, sizes, and the shape of its output."""
@@ -206,7 +206,7 @@ def roi_align(
         return reference.roi_align(maps, rois, levels, scales, size, samples, aligned)
     _check_regions(rois, levels, batch, len(maps))
     out = first.new_empty(len(rois), *size, channels)
-    arrays = (
+    arrays: tuple[Any, ...] = (
         (ctypes.c_void_p * len(maps))(*addresses),
         (ctypes.c_int64 * len(sides))(*sides),
         (ctypes.c_float * len(scales))(*scales),

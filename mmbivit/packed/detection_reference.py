@@ -1,5 +1,7 @@
 """The operators of :mod:`mmbivit.packed.detection_operators` in plain torch: the specification of their kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ def binary_conv2d(
     weight: Tensor,
     out_affine: Tensor,
     n: int,
-    geometry: list[int],
+    geometry: Sequence[int],
     rprelu: Tensor | None,
     add: Tensor | None,
     factor: Tensor | None,
@@ -35,16 +37,16 @@ def binary_conv2d(
     scale, bias = out_affine[:, :n]
     y = y.permute(0, 2, 3, 1) * scale + bias
     if add is not None:
-        y = y + factor[:n] * add
+        y = y + factor[:n] * add  # type: ignore[index]  # they come together
     return (y if rprelu is None else apply_rprelu(y, *rprelu[:, :n])).contiguous()
 
 
 def roi_align(
-    maps: list[Tensor],
+    maps: Sequence[Tensor],
     rois: Tensor,
     levels: Tensor,
-    scales: list[float],
-    size: list[int],
+    scales: Sequence[float],
+    size: Sequence[int],
     samples: int,
     aligned: bool,
 ) -> Tensor:

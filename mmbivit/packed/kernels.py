@@ -37,7 +37,7 @@ PHASES = (
 
 def _struct(name: str, pointers: str, integers: str = "", layout: bool = False) -> type:
     """Make the twin of a struct in csrc/kernels.h."""
-    fields = [(field, ctypes.c_void_p) for field in pointers.split()]
+    fields: list[tuple[str, type]] = [(field, ctypes.c_void_p) for field in pointers.split()]
     fields += [("selection_kind", ctypes.c_int64)] * ("selection_limit" in pointers)
     fields += [(f"layout_{field}", ctypes.c_int64) for field in LAYOUT * layout]
     fields += [(field, ctypes.c_int64) for field in integers.split()]
@@ -221,7 +221,7 @@ class Kernels:
         """Make several calls: their numbers among ``ARGS``, and where in ``words`` the arguments of each begin."""
         arrays = (ctypes.c_void_p(array.ctypes.data) for array in (functions, begins, words))
         path, calls = self.paths[self.path], len(functions)
-        done = self.library.mmbivit_run(*arrays, ctypes.c_int64(calls), path, self.threads, self.seconds)
+        done = self.library.mmbivit_run(*arrays, ctypes.c_int64(calls), path, self.threads, self.seconds)  # type: ignore[union-attr]  # only called where there is one
         if done < calls:
             raise MemoryError(f"mmbivit: no memory for the threads' work space in call {done + 1} of {calls}")
 
@@ -264,7 +264,8 @@ def profile() -> Iterator[dict[str, float]]:
     Returns:
         Seconds by phase, summed over threads.
     """
-    before, times = KERNELS.seconds, {}
+    times: dict[str, float] = {}
+    before = KERNELS.seconds
     KERNELS.seconds = (ctypes.c_double * len(PHASES))()
     try:
         yield times

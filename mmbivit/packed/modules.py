@@ -144,7 +144,7 @@ class PackedAttention(PackedModule):
         """Make what the operators take of what is stored."""
         table, position_bias = self.relative_position_bias_table, None
         if table is not None:
-            index = relative_position_index(self.window_size).to(table.device)
+            index = relative_position_index(self.window_size).to(table.device)  # type: ignore[arg-type]  # a table has a window
             position_bias = pad_channels(table[index].permute(2, 0, 1), -torch.inf).contiguous()
         device, heads = self.in_affine.device, self.num_heads
         step = torch.full((heads,), 2 * self.scale, device=device)
@@ -295,7 +295,7 @@ def join_neighbours(x: Tensor, height: int, width: int) -> Tensor:
     return torch.cat(parts, dim=-1).flatten(1, 2)
 
 
-def position_embedding(embedding: Tensor, shape: tuple[int, int], hw_shape: tuple[int, int]) -> Tensor:
+def position_embedding(embedding: Tensor, shape: tuple[int, ...], hw_shape: tuple[int, ...]) -> Tensor:
     """Return a position embedding ``(1, N, C)`` of a grid of ``shape`` for one of ``hw_shape``."""
     if hw_shape == shape:
         return embedding
@@ -327,7 +327,7 @@ class PatchEmbedding(PackedModule):
 
     def forward(self, images: Tensor) -> Tensor:
         x = torch.ops.mmbivit.patch_embedding(images, self.weight, self.bias, self.patch_size, self.embed_dims)
-        return F.layer_norm(x, x.shape[-1:], *self.norm, self.layer_norm) if self.layer_norm else x
+        return F.layer_norm(x, x.shape[-1:], *self.norm, self.layer_norm) if self.layer_norm else x  # type: ignore[call-arg]  # weight and bias
 
 
 class OutputNorm(PackedModule):

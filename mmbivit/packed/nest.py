@@ -113,7 +113,7 @@ class PackedAggregation(PackedModule):
         """Return the tokens and the height and width of their grid."""
         x = F.conv2d(x.transpose(1, 2).unflatten(2, hw_shape), self.weight, self.bias, padding=1)
         if self.layer_norm:
-            x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], *self.norm, self.layer_norm).permute(0, 3, 1, 2)
+            x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], *self.norm, self.layer_norm).permute(0, 3, 1, 2)  # type: ignore[call-arg]  # weight and bias
         x, hw_shape = pool_map(x)
         return x.contiguous(), hw_shape
 
@@ -144,6 +144,7 @@ class PackedNesT(PackedNetwork):
     """
 
     Config = PackedNesTConfig
+    config: PackedNesTConfig
 
     def __init__(self, **options: Any):
         super().__init__(**options)

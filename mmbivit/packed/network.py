@@ -25,6 +25,8 @@ class PackedConfig:
     ``in_channels``, the channels of an image.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
+
     def __post_init__(self) -> None:
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), list):

@@ -89,7 +89,7 @@ class _Recorder:
         self.slots += made
         self.functions.append(ARGS.index(type(args)))
         self.begins.append(len(self.words))
-        for name, kind in args._fields_:
+        for name, kind in args._fields_:  # type: ignore[misc]  # none is a bit field
             value = getattr(args, name) or 0
             if kind is ctypes.c_void_p and value:
                 self._place(value)

@@ -3,6 +3,8 @@
 Arguments and results are those of the custom operators in :mod:`mmbivit.packed.operators`, which documents them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -121,7 +123,7 @@ def window_attention_(
     value_offset: Tensor | None,
     proj_weight: Tensor,
     proj_affine: Tensor,
-    layout: list[int],
+    layout: Sequence[int],
     head_dim: int,
     normed: Tensor | None,
 ) -> None:
@@ -161,9 +163,9 @@ def dual_branch_mlp_(
     fc2_weight: Tensor,
     fc2_affine: Tensor,
     hidden: int,
-    si: list[Tensor],
+    si: Sequence[Tensor],
     si_hidden: int,
-    layout: list[int],
+    layout: Sequence[int],
     normed: Tensor | None,
 ) -> None:
     """Add the MLP and the spatial interaction to the tokens in place."""
@@ -172,7 +174,7 @@ def dual_branch_mlp_(
     bits = pack_signs(bits_from_counts(counts, fc1_thresholds)[:, :hidden])
     out = _scaled(bits, fc2_weight, fc2_affine, hidden, x.shape[-1]).view(x.shape)
     if si:
-        out += _spatial_interaction(signed, *si, si_hidden, layout)
+        out += _spatial_interaction(signed, *si, si_hidden, layout)  # type: ignore[call-arg, arg-type]  # as many as it takes
     x += out
 
 
@@ -186,7 +188,7 @@ def _spatial_interaction(
     affine2: Tensor,
     alpha: Tensor,
     hidden: int,
-    layout: list[int],
+    layout: Sequence[int],
 ) -> Tensor:
     channels = x.shape[-1]
     index = window_tokens(read_layout(layout))[0].to(x.device)

@@ -1,5 +1,7 @@
 """The operators of :mod:`mmbivit.packed.residual_operators` in plain torch: the specification of their kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def _shortcut(x: Tensor, n: int) -> Tensor:
     return repeat_or_average(x, n) if fits else x.new_zeros(*x.shape[:-1], n)
 
 
-def _layer(x: Tensor, layer: list[Tensor], n: int) -> Tensor:
+def _layer(x: Tensor, layer: Sequence[Tensor], n: int) -> Tensor:
     """Apply a layer to floats ``(*, K) -> (*, n)``."""
     threshold, weight, out = layer
     bits = pack_signs(x >= threshold[: x.shape[-1]])
@@ -38,14 +40,14 @@ def _layer(x: Tensor, layer: list[Tensor], n: int) -> Tensor:
     return rprelu(product * scale + bias + _shortcut(x, n), *act)
 
 
-def _token_layer(x: Tensor, layer: list[Tensor]) -> Tensor:
+def _token_layer(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
     """The same over tokens ``(*, C, K) -> (*, C, n)``, whose weight is rows."""
     threshold, weight, (scale, bias, *act) = layer
     differing = count_differing_rows(pack_signs(x >= threshold), weight)
     return rprelu((x.shape[-1] - 2 * differing) * scale + bias + _shortcut(x, len(weight)), *act)
 
 
-def residual_linear(x: Tensor, in_affine: Tensor, layer: list[Tensor], n: int) -> Tensor:
+def residual_linear(x: Tensor, in_affine: Tensor, layer: Sequence[Tensor], n: int) -> Tensor:
     """Norm, layer and shortcut."""
     return _layer(_normed(x, in_affine), layer, n).contiguous()
 
@@ -53,15 +55,15 @@ def residual_linear(x: Tensor, in_affine: Tensor, layer: list[Tensor], n: int) -
 def residual_attention_(
     x: Tensor,
     in_affine: Tensor,
-    qkv: list[Tensor],
+    qkv: Sequence[Tensor],
     head_threshold: Tensor,
     position_bias: Tensor | None,
     selection: str,
     step: Tensor,
     limit: Tensor,
     head_out: Tensor,
-    proj: list[Tensor],
-    layout: list[int],
+    proj: Sequence[Tensor],
+    layout: Sequence[int],
     head_dim: int,
     head_shortcut: bool,
     divide: bool,
@@ -91,12 +93,12 @@ def residual_attention_(
 def residual_mlp_(
     x: Tensor,
     in_affine: Tensor,
-    fc1: list[Tensor],
-    fc2: list[Tensor],
+    fc1: Sequence[Tensor],
+    fc2: Sequence[Tensor],
     hidden: int,
-    si: list[Tensor],
+    si: Sequence[Tensor],
     si_hidden: int,
-    layout: list[int],
+    layout: Sequence[int],
     normed: Tensor | None,
 ) -> None:
     """Add the MLP and the spatial interaction to the tokens in place."""

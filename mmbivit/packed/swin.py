@@ -149,6 +149,7 @@ class PackedSwinTransformer(PackedNetwork):
     """
 
     Config = PackedSwinConfig
+    config: PackedSwinConfig
 
     def __init__(self, **options: Any):
         super().__init__(**options)
@@ -196,7 +197,7 @@ class PackedSwinTransformer(PackedNetwork):
     def _run(self, images: Tensor, *hw_shape: int) -> tuple[Tensor, ...]:
         x = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
-            x = x + position_embedding(self.absolute_pos_embed, self.config.pos_embed_shape, hw_shape)
+            x = x + position_embedding(self.absolute_pos_embed, self.config.pos_embed_shape, hw_shape)  # type: ignore[arg-type]  # no embedding, no shape
         outputs = []
         for i, stage in enumerate(self.stages):
             for block in stage.blocks:
@@ -210,7 +211,7 @@ class PackedSwinTransformer(PackedNetwork):
                 hw_shape = ((hw_shape[0] + 1) // 2, (hw_shape[1] + 1) // 2)
         return tuple(outputs)
 
-    def _layout(self, hw_shape: tuple[int, int], shift: int) -> list[int]:
+    def _layout(self, hw_shape: tuple[int, ...], shift: int) -> list[int]:
         """Return height, width, window, shift and mask_padding, as the operators take them."""
         window = self.config.window_size
         single = min(hw_shape) <= window and not self.config.shift_single_window

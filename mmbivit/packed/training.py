@@ -4,7 +4,8 @@ Products of two binary sides count bits, as packed networks do, and are exact. S
 form in plain torch, which is the specification, and serves on other devices and in other dtypes.
 """
 
-from typing import NamedTuple
+import ctypes
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ __all__ = ["NativeTraining"]
 STEP = 56  # rows whose gradients are summed up together: ROWS_AT_A_TIME of csrc/kernels.h
 
 
-def _call(name: str, args: object) -> None:
+def _call(name: str, args: ctypes.Structure) -> None:
     KERNELS.call(name, KERNELS.paths[KERNELS.path], args)
 
 
@@ -135,6 +136,7 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         rows, weight = x.reshape(-1, x.shape[-1]).contiguous(), weight.contiguous()
         act = pad_channels(torch.stack(parameters)) if follower is RPRELU else None
+        signs: Any  # a Tensor where there is no rule
         bits, inside, signs = sign_bits(rows, gamma, with_signs=rule is None)
         ctx.rule, ctx.follower, ctx.shape = rule, follower, x.shape
         binary = () if rule is None else _BinaryWeight.of(weight, rule[1])
@@ -155,6 +157,8 @@ class _Linear(torch.autograd.Function):
         bits, inside, weight, bias, act, *others = ctx.saved_tensors
         parameters, binary = others[: ctx.num_parameters], others[ctx.num_parameters :]
         binary, k = _BinaryWeight(*binary) if binary else None, weight.shape[1]
+        y: Any  # of _Product, or made already
+        of_parameters: Any
         signs, of_parameters = unpack_rows(bits, k), ()
         if ctx.follower is not None:
             y = F.linear(signs, weight, bias) if binary is None else _Product(bits, binary, bias, k)

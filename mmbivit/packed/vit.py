@@ -118,6 +118,7 @@ class PackedVisionTransformer(PackedNetwork):
     """
 
     Config = PackedVisionTransformerConfig
+    config: PackedVisionTransformerConfig
 
     def __init__(self, **options: Any):
         super().__init__(**options)

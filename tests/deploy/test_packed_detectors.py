@@ -165,8 +165,8 @@ def test_a_file_holds_the_packed_layers(detectors, tmp_path):
     assert torch.equal(ours.bboxes, expected.bboxes) and torch.equal(ours.scores, expected.scores)
     simulated = detect(model)
     assert len(simulated) == len(expected)
-    # On some CPUs a sum that meets its threshold rounds the other way, and what follows moves: scores by 0.002 on average.
-    # A tenth more scale in one layer, or one wrong bit in eight of a block, is 0.01 or more.
+    # On some CPUs a sum that meets its threshold rounds the other way, and what follows moves: scores by 0.002 on
+    # average. A tenth more scale in one layer, or one wrong bit in eight of a block, is 0.01 or more.
     assert (expected.scores - simulated.scores).abs().mean() < 0.005
     bits = sum(packed.get_submodule(name).weight.nbytes for name in names)
     weights = sum(model.get_submodule(name).weight.nbytes for name in names)

@@ -79,11 +79,13 @@ def test_a_classifier_goes_through_a_file(tmp_path):
     images = torch.randn(2, 3, 40, 40)
     packed = pack(model.eval())
     save(packed.backbone, tmp_path / "vit.safetensors")
-    again = load(tmp_path / "vit.safetensors")
+    save(packed, tmp_path / "whole.safetensors")  # whose token mixing takes images of 40 x 40 alone
+    again, whole = load(tmp_path / "vit.safetensors"), load(tmp_path / "whole.safetensors")
     assert type(again) is PackedVisionTransformer
     with torch.no_grad():
         torch.testing.assert_close(packed(images), model(images), rtol=1e-4, atol=1e-4)
         assert torch.equal(again(images)[0], packed.backbone(images)[0])
+        assert torch.equal(whole(images), packed(images))
 
 
 def test_images_that_the_token_axis_cannot_take_are_refused():

@@ -3,6 +3,7 @@
 import copy
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from mmbivit.deploy import load
 from mmbivit.deploy.header import read_header
-from mmbivit.deploy.trial import try_classifier, try_detector
+from mmbivit.deploy.trial import _own_size, try_classifier, try_detector
 from tests.packed_files import changed
 
 REMOVED = object()
@@ -121,6 +122,21 @@ def test_files_without_transforms_are_tried_too(detector_file, tmp_path):
 )
 def test_classifiers_that_do_not_run_are_named(classifier_file, tmp_path, entry, message):
     refuse(classifier_file, tmp_path, message, **entry)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        (dict(pos_embed_shape=(14, 12), patch_size=16), [(224, 192)]),
+        (dict(pos_embed_shape=None, patch_size=4), []),
+        (dict(patch_size=4), []),
+        (dict(pos_embed_shape=(4, 4)), []),  # a network of others, which calls it something else
+        (dict(pos_embed_shape=(65, 64), patch_size=1), []),  # too many tokens
+        (dict(pos_embed_shape=(4, 4), patch_size=1000), []),  # too many pixels
+    ],
+)
+def test_a_size_that_a_file_asks_for_is_tried_where_it_is_small(options, sizes):
+    assert _own_size(SimpleNamespace(config=SimpleNamespace(**options))) == sizes
 
 
 def test_missing_names_are_noticed_without_the_number_of_classes(detector_file):

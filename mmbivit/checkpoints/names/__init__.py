@@ -27,7 +27,7 @@ def join_heads(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         return state_dict
     (weight, other_weight), (bias, other_bias) = parts
     own = {key: value for key, value in state_dict.items() if not key.startswith("head_dist.")}
-    return own | {"head.weight": torch.cat([weight, other_weight], dim=-1) / 2, "head.bias": (bias + other_bias) / 2}
+    return own | {"head.weight": torch.cat([weight, other_weight], dim=-1) / 2, "head.bias": (bias + other_bias) / 2}  # type: ignore[list-item, operator]  # all are Tensors
 
 
 def fit_positions(value: Tensor, expected: Tensor) -> Tensor:

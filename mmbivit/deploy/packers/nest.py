@@ -54,7 +54,7 @@ def pack_nest(backbone: BinaryNesT) -> PackedNesT:
 
 
 def _pack_aggregation(pool: Aggregation, packed: PackedAggregation) -> None:
-    weight, bias = pool.conv.weight.double(), pool.conv.bias.double()
+    weight, bias = pool.conv.weight.double(), pool.conv.bias.double()  # type: ignore[union-attr]  # it has a bias
     gain, shift = norm_affine(pool.norm, pool.conv.out_channels, packed.layer_norm)
     if packed.layer_norm:
         packed.fill(weight=weight, bias=bias, norm=torch.stack([gain, shift]))

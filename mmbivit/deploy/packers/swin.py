@@ -59,7 +59,7 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
         in_channels=backbone.patch_embed.proj.in_channels,
         out_indices=tuple(backbone.out_indices),
         float_downsample=bool(reductions) and type(reductions[0]) is nn.Linear,
-        pos_embed_shape=None if backbone.absolute_pos_embed is None else tuple(backbone.pos_embed_shape),
+        pos_embed_shape=None if backbone.absolute_pos_embed is None else tuple(backbone.pos_embed_shape),  # type: ignore[arg-type]  # two
         shift_single_window=blocks[0].shift_single_window,
         si_sides=None if branches[0] is None or None in sides else sides,
         patch_norm=backbone.patch_embed.norm is not None,
@@ -69,9 +69,9 @@ def _config(backbone: BinarySwinTransformer) -> PackedSwinConfig:
 
 def _si_hidden(branches: list[SpatialInteraction | None]) -> int | tuple[int, ...] | None:
     """Return the hidden tokens of all stages alike, or of each."""
-    if branches[0] is None:
+    hidden = tuple(si.fc1.out_features for si in branches if si is not None)
+    if not hidden:
         return None
-    hidden = tuple(si.fc1.out_features for si in branches)
     return hidden[0] if len(set(hidden)) == 1 else hidden
 
 
