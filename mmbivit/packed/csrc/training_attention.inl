@@ -57,9 +57,9 @@ SIMD bool is_small(const HeadBitsScratch& s) { return s.padded_tokens == 64 && s
 template <int PART>
 void take_signs(const AttentionBitsArgs* args, const HeadBitsScratch& s, int64_t unit) {
     const int64_t heads = args->heads, tokens = args->tokens, k = args->head_dim, row = 3 * heads * k;
-    const int64_t blocks = s.head_blocks, padded_tokens = s.padded_tokens;
+    const int64_t last = args->groups * heads - 1, blocks = s.head_blocks, padded_tokens = s.padded_tokens;
     const auto start = [&](int64_t u) { return args->qkv + u / heads * tokens * row + (PART * heads + u % heads) * k; };
-    const float *x = start(unit), *next = start(unit + 1 < args->groups * heads ? unit + 1 : unit);
+    const float *x = start(unit), *next = start(unit < last ? unit + 1 : unit);
     const float* gamma = args->gamma ? args->gamma + (PART * heads + unit % heads) * k : nullptr;
     const int64_t first = (unit * tokens * 3 + PART) * s.head_words * 2, stride = 3 * s.head_words * 2;  // in halves
     uint16_t* bits = args->bits ? halves(args->bits) + first : nullptr;
@@ -207,11 +207,11 @@ void score_again(const AttentionGradientsArgs* args, const HeadGradientsScratch&
                  int64_t queries) {
     const int64_t head = unit % args->heads, k = args->head_dim;
     const int64_t vectors = VECTORS ? VECTORS : s.padded_tokens / 16;
-    const float* grad = args->grad + ((unit / args->heads * args->tokens + begin) * args->heads + head) * k;
-    const int64_t next = unit + 1 < args->groups * args->heads ? unit + 1 : unit;
-    const int64_t to_next = ((next / args->heads - unit / args->heads) * args->tokens * args->heads + next % args->heads - head) * k;
-    for (int64_t q = 0; q < queries; q++, grad += args->heads * k) {
-        prefetch(grad + to_next, k);
+    const int64_t heads = args->heads, last = args->groups * heads - 1;
+    const auto start = [&](int64_t u) { return args->grad + ((u / heads * args->tokens + begin) * heads + u % heads) * k; };
+    const float *grad = start(unit), *next = start(unit < last ? unit + 1 : unit);
+    for (int64_t q = 0; q < queries; q++, grad += heads * k, next += heads * k) {
+        prefetch(next, k);
         float *softmax = s.softmax + q * s.padded_tokens, *weights = s.weights + q * s.padded_tokens;
         const int number = select_in_training<VECTORS, WORDS, true>(args, s, head, begin + q, softmax);
         softmax_row(softmax, vectors);
