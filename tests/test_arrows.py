@@ -11,7 +11,7 @@ FLOORS = (
     ("doctor",),
     ("demo",),
     ("report",),
-    ("apis",),
+    ("apis", "hub"),
     ("analysis",),
     ("deploy",),
     ("engine",),
