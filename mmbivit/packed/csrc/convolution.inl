@@ -63,8 +63,8 @@ SIMD void pixels(const ConvArgs* args, const uint32_t* row, const Weights& weigh
     for (int64_t y = 0; y < args->kernel_height; y++)
         for (int64_t x = 0; x < stretches; x++, first += stretch)
             add_differing<R, B>(
-                row + y * args->dilation_height * row_words + pixel * stride + x * args->dilation_width * words, stride,
-                weights, first, stretch, total);
+                row + y * args->dilation_height * row_words + pixel * stride + x * args->dilation_width * words, nullptr,
+                stride, weights, first, stretch, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(pixel + r, block + b, total[r][b]);
 }

@@ -67,26 +67,60 @@ struct Halves {
     }
 };
 
+// Half bytes of words of rows, [word][low, high].
+SIMD void take_rows_apart(const uint32_t* bits, int64_t words, uint32_t* apart) {
+    for (int64_t i = 0; i < words; i++) {
+        apart[2 * i] = bits[i] & 0x0f0f0f0fu;
+        apart[2 * i + 1] = bits[i] >> 4 & 0x0f0f0f0fu;
+    }
+}
+
+// Those of all rows, taken apart once for all blocks, where they fit.
+struct RowHalves {
+    static const int64_t MOST = ROWS_AT_A_TIME * 96;
+    alignas(64) uint32_t memory[2 * MOST];
+
+    METHOD const uint32_t* of(const uint32_t* a, int64_t words) {
+        if (words > MOST) return nullptr;
+        take_rows_apart(a, words, memory);
+        return memory;
+    }
+};
+
+// Up to COUNTS_AT_MOST words of rows that are taken apart; those of a row lie `stride` apart.
 template <int R>
-SIMD void add_differing_halves(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, I16 (&total)[R][1]) {
+SIMD void add_differing_apart(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, I16 (&total)[R][1]) {
+    I16 counts[R];
+    for (int r = 0; r < R; r++) counts[r] = zero();
+    for (int64_t k = 0; k < words; k++)
+        for (int r = 0; r < R; r++) {
+            const uint32_t* bits = a + r * stride + 2 * k;
+            counts[r] = add_counts(counts[r], count_halves(bit_xor(broadcast(bits[0]), load(weight + k * 32)),
+                                                           bit_xor(broadcast(bits[1]), load(weight + k * 32 + 16))));
+        }
+    for (int r = 0; r < R; r++) total[r][0] = add(total[r][0], widen_counts(counts[r]));
+}
+
+template <int R>
+SIMD void add_differing_halves(const uint32_t* a, const uint32_t* apart, int64_t stride, const uint32_t* weight,
+                               int64_t words, I16 (&total)[R][1]) {
     for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
         const int64_t number = words - start < COUNTS_AT_MOST ? words - start : COUNTS_AT_MOST;
-        uint32_t low[R][COUNTS_AT_MOST], high[R][COUNTS_AT_MOST];
-        for (int r = 0; r < R; r++) take_apart(a + r * stride + start, number, low[r], high[r]);
-        I16 counts[R];
-        for (int r = 0; r < R; r++) counts[r] = zero();
-        for (int64_t k = 0; k < number; k++) {
-            const uint32_t* w = weight + (start + k) * 32;
-            for (int r = 0; r < R; r++)
-                counts[r] = add_counts(counts[r], count_halves(bit_xor(broadcast(low[r][k]), load(w)),
-                                                               bit_xor(broadcast(high[r][k]), load(w + 16))));
+        if (apart) {
+            add_differing_apart<R>(apart + 2 * start, 2 * stride, weight + start * 32, number, total);
+            continue;
         }
-        for (int r = 0; r < R; r++) total[r][0] = add(total[r][0], widen_counts(counts[r]));
+        uint32_t own[R * 2 * COUNTS_AT_MOST];
+        for (int r = 0; r < R; r++) take_rows_apart(a + r * stride + start, number, own + r * 2 * COUNTS_AT_MOST);
+        add_differing_apart<R>(own, 2 * COUNTS_AT_MOST, weight + start * 32, number, total);
     }
 }
 #else
 struct Halves {
     METHOD Weights of(const uint32_t* weight, int64_t words) { return {weight, words, nullptr}; }
+};
+struct RowHalves {
+    METHOD const uint32_t* of(const uint32_t*, int64_t) { return nullptr; }
 };
 #endif
 
@@ -121,12 +155,13 @@ SIMD void add_differing_carries(const uint32_t* a, int64_t stride, const uint32_
 }
 #endif
 
-// Add the counts of `words` words from `first` of the weights on; those of a row lie `stride` apart.
+// Add the counts of `words` words from `first` of the weights on; those of a row lie `stride` apart. `apart` has the half
+// bytes of `a`, or is null.
 template <int R, int B>
-SIMD void add_differing(const uint32_t* a, int64_t stride, const Weights& weights, int64_t first, int64_t words,
-                        I16 (&total)[R][B]) {
+SIMD void add_differing(const uint32_t* a, const uint32_t* apart, int64_t stride, const Weights& weights, int64_t first,
+                        int64_t words, I16 (&total)[R][B]) {
 #ifdef HALVES_AT_MOST
-    if (weights.halves) return add_differing_halves(a, stride, weights.halves + first * 32, words, total);
+    if (weights.halves) return add_differing_halves(a, apart, stride, weights.halves + first * 32, words, total);
 #endif
     const uint32_t* weight = weights.bits + first * 16;
     int64_t begin = 0;
@@ -154,34 +189,41 @@ SIMD void add_differing(const uint32_t* a, int64_t stride, const Weights& weight
     }
 }
 
+// Rows of bits, and where the path looks up half bytes, these taken apart, or null.
+struct Rows {
+    const uint32_t *bits, *apart;
+    int64_t number, words;
+};
+
 template <int R, int B, class Emit>
-SIMD void tile(const uint32_t* a, int64_t stride, const Weights& weights, int64_t row, int64_t block, const Emit& emit) {
+SIMD void tile(const Rows& rows, const Weights& weights, int64_t row, int64_t block, const Emit& emit) {
     I16 total[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = emit.start(block + b);
-    add_differing<R, B>(a, stride, weights, 0, weights.words, total);
+    const uint32_t* apart = rows.apart ? rows.apart + 2 * row * rows.words : nullptr;
+    add_differing<R, B>(rows.bits + row * rows.words, apart, rows.words, weights, 0, rows.words, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(row + r, block + b, total[r][b]);
 }
 
 template <int B, class Emit>
-SIMD void rows_of_tiles(const uint32_t* a, int64_t rows, const Weights& weights, int64_t block, const Emit& emit) {
-    const int64_t words = weights.words;
+SIMD void rows_of_tiles(const Rows& rows, const Weights& weights, int64_t block, const Emit& emit) {
     int64_t row = 0;
-    for (; row + COUNT_ROWS <= rows; row += COUNT_ROWS)
-        tile<COUNT_ROWS, B>(a + row * words, words, weights, row, block, emit);
-    for (; row < rows; row++) tile<1, B>(a + row * words, words, weights, row, block, emit);
+    for (; row + COUNT_ROWS <= rows.number; row += COUNT_ROWS) tile<COUNT_ROWS, B>(rows, weights, row, block, emit);
+    for (; row < rows.number; row++) tile<1, B>(rows, weights, row, block, emit);
 }
 
 template <class Emit>
 void count_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
                      const Emit& emit) {
     Halves halves;
+    RowHalves row_halves;
+    const Rows all = {a, row_halves.of(a, rows * words), rows, words};
     int64_t block = 0;
     for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS)
-        rows_of_tiles<COUNT_BLOCKS>(a, rows, halves.of(weight + block * words * 16, words), block, emit);
+        rows_of_tiles<COUNT_BLOCKS>(all, halves.of(weight + block * words * 16, words), block, emit);
     for (; block < blocks; block++)
-        rows_of_tiles<1>(a, rows, halves.of(weight + block * words * 16, words), block, emit);
+        rows_of_tiles<1>(all, halves.of(weight + block * words * 16, words), block, emit);
 }
 
 // Integer accumulators.
