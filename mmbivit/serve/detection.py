@@ -128,8 +128,8 @@ def detect_picture(networks: list[Network], content: bytes, max_pixels: int = MA
         (usable,) = load_usable([[file]], load, problems, max_pixels)
         if problems:
             raise UserError(problems[file].replace(str(file), "The picture"))
-        # As the detectors see it: turned by EXIF, the first picture of a moving one.
-        picture = networks[0].transform.transforms[0](dict(img_path=str(file)))["img"]
+        # As the detectors see it: turned by EXIF, the first picture of a moving one; with some, in floats.
+        picture = networks[0].transform.transforms[0](dict(img_path=str(file)))["img"].astype(np.uint8)
         ((_, inputs),) = usable
         columns = [_detect(network, item) for network, item in zip(networks, inputs, strict=True)]
     height, width = picture.shape[:2]

@@ -1,8 +1,11 @@
 """The page to try a detector: what it shows, in a real browser too, and what it refuses."""
 
 import json
+import re
 import runpy
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +25,7 @@ from tests.apis.damaged_images import DAMAGED, USABLE, write_images
 from tests.browser import headless_browser
 
 TITLES = ["float", "binary, simulated", "packed"]
-MAX_BYTES = 100_000
+MAX_BYTES = 700_000  # more than waitress would keep in memory by itself
 TOOL = Path(__file__).parents[2] / "tools" / "serve.py"
 
 
@@ -112,6 +115,13 @@ def test_a_large_picture_is_shown_small(networks):
     assert (answer["width"], answer["height"]) == (4000, 40)
 
 
+def test_pipelines_that_load_floats_show_the_same_picture(networks, images, monkeypatch, capfd):
+    before = detect_picture(networks[-1:], images[0].read_bytes())["picture"]
+    monkeypatch.setattr(networks[-1].transform.transforms[0], "to_float32", True)
+    assert detect_picture(networks[-1:], images[0].read_bytes())["picture"] == before
+    assert capfd.readouterr().err == ""  # OpenCV would warn
+
+
 def test_uploads_are_bounded(address, pictures):
     status, text = send(address, (pictures / "h_bomb.png").read_bytes())
     assert status == 422
@@ -135,7 +145,7 @@ def test_nothing_is_written_outside_a_folder_that_is_gone(address, images, tmp_p
                 opened.append(str(path))
 
     sys.addaudithook(watch)  # which stays, and does nothing any more
-    assert send(address, images[0].read_bytes())[0] == 200
+    assert send(address, images[0].read_bytes().ljust(MAX_BYTES, b"\0"))[0] == 200
     watching = False
     (path,) = opened
     assert Path(path).parent.parent == tmp_path and Path(path).parent.name.startswith("mmbivit-serve-")
@@ -205,6 +215,18 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(monkeypatch, capsys
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: --port {port} of 127.0.0.1 is in use; give another, or 0 for any that is free"
+
+
+def test_the_tool_serves_until_it_is_interrupted(detector_file):
+    command = [sys.executable, TOOL, detector_file, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+) in a browser; Ctrl-C ends it\.\n", line)
+        with urllib.request.urlopen(address[1]) as answer:
+            assert "<h2>packed</h2>" in answer.read().decode() and "default-src 'none'" in str(answer.headers)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "")
+        assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")

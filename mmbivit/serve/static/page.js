@@ -26,8 +26,8 @@ function path(outline) {
 
 function colour(label) {
   let hash = 0;
-  for (const letter of label) hash = (31 * hash + letter.codePointAt(0)) % 360;
-  return `hsl(${hash} 85% 50%)`;
+  for (const letter of label) hash = (31 * hash + letter.codePointAt(0)) % 10007;
+  return `hsl(${(137.5 * hash) % 360} 85% 50%)`; // names that differ in a letter get colours that are far apart
 }
 
 function draw() {
@@ -43,13 +43,20 @@ function draw() {
     svg.setAttribute("viewBox", `0 0 ${found.width} ${found.height}`);
     svg.replaceChildren();
     shape(svg, "image", { href: found.picture, width: found.width, height: found.height });
-    for (const detection of shown.toReversed()) {
-      const [x1, y1, x2, y2] = detection.box;
-      const stroke = colour(detection.label);
-      if (detection.outline.length) shape(svg, "path", { d: path(detection.outline), fill: stroke, stroke });
+    shown.reverse(); // the best above the others, and names above all
+    for (const { label, outline } of shown) {
+      const stroke = colour(label);
+      if (outline.length) shape(svg, "path", { d: path(outline), fill: stroke, stroke });
+    }
+    for (const { label, box: [x1, y1, x2, y2] } of shown) {
+      const stroke = colour(label);
       shape(svg, "rect", { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), stroke });
-      const place = { x: x1 + size / 6, y: Math.max(y1, 0) + size, "font-size": size, "stroke-width": size / 6 };
-      shape(svg, "text", place, `${detection.label} ${detection.score.toFixed(2)}`);
+    }
+    for (const { label, score: value, box: [x1, y1, x2] } of shown) {
+      const place = { y: Math.max(y1, 0) + size, "font-size": size, "stroke-width": size / 6 };
+      if (x1 > 0.7 * found.width) Object.assign(place, { x: x2 - size / 6, "text-anchor": "end" });
+      else place.x = x1 + size / 6;
+      shape(svg, "text", place, `${label} ${value.toFixed(2)}`);
     }
   });
 }
@@ -57,7 +64,7 @@ function draw() {
 async function detect(picture) {
   if (!picture || file.disabled) return;
   if (picture.size > maxBytes) {
-    say(`The picture has ${picture.size} bytes, more than the ${maxBytes} that this server takes.`, true);
+    say(`${picture.name}: The picture has ${picture.size} bytes, more than the ${maxBytes} that this server takes.`, true);
     return;
   }
   say("Detecting ...");
@@ -72,7 +79,7 @@ async function detect(picture) {
       say(`${picture.name}, ${found.width} x ${found.height} pixels`);
       draw();
     } else {
-      say(answer.problem, true);
+      say(`${picture.name}: ${answer.problem}`, true);
     }
   } catch {
     say("The server did not answer; does it still run?", true);
