@@ -145,7 +145,7 @@ def _detect(network: Network, inputs: dict[str, Any] | None) -> dict[str, Any]:
     names = (network.model.dataset_meta or {}).get("classes", ())
     masks = found.masks if "masks" in found else [None] * len(found)
     detections = [
-        dict(label=names[label] if label < len(names) else str(label), score=score, box=box, outline=_outline(mask))
+        dict(label=names[label] if label < len(names) else str(label), score=score, box=box, outline=outline(mask))
         for label, score, box, mask in zip(
             found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), masks, strict=True
         )
@@ -154,7 +154,7 @@ def _detect(network: Network, inputs: dict[str, Any] | None) -> dict[str, Any]:
     return dict(milliseconds=milliseconds, detections=detections)
 
 
-def _outline(mask: Any) -> list[list[float]]:
+def outline(mask: Any) -> list[list[float]]:
     """Return the border of a mask ``(H, W)``, of holes too, as polygons through the pixels that lie on it."""
     if mask is None:
         return []

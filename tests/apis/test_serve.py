@@ -16,10 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as rle
 
 from mmbivit.apis import predict
 from mmbivit.serve import detect_picture, load_networks, make_app, make_server, serve
+from mmbivit.serve.detection import outline
 from mmbivit.serve.server import listen
 from tests.apis.damaged_images import DAMAGED, USABLE, write_images
 from tests.browser import headless_browser
@@ -67,6 +69,13 @@ def predicted(configs, float_checkpoint, detector, detector_file, image: Path, f
     return [json.loads(results[0]["json_file"].read_text()) for results in found]
 
 
+def filled(polygons: list[list[int]], shape: tuple[int, int]) -> np.ndarray:
+    """The mask that has these outlines."""
+    mask = np.zeros(shape, np.uint8)
+    cv2.fillPoly(mask, [np.reshape(polygon, (-1, 1, 2)) for polygon in polygons], 1)
+    return mask
+
+
 def test_columns_have_what_predict_finds(
     networks, configs, float_checkpoint, detector, detector_file, images, tmp_path
 ):
@@ -81,12 +90,17 @@ def test_columns_have_what_predict_finds(
         assert [detection["score"] for detection in detections] == known["scores"]
         assert [detection["box"] for detection in detections] == known["bboxes"]
         for detection, mask in zip(detections, known["masks"], strict=True):
-            filled = np.zeros((64, 64), np.uint8)
-            polygons = [np.reshape(line, (-1, 1, 2)) for line in detection["outline"]]
-            cv2.fillPoly(filled, polygons, 1)
-            assert np.array_equal(filled, rle.decode(mask))
+            assert np.array_equal(filled(detection["outline"], (64, 64)), rle.decode(mask))
     assert answer["columns"][0]["detections"] != answer["columns"][2]["detections"]
     assert json.loads(json.dumps(answer)) == answer
+
+
+def test_outlines_are_those_of_holes_too():
+    mask = np.zeros((40, 50), bool)
+    mask[3:30, 5:45], mask[8:25, 10:40], mask[12:18, 20:30], mask[35, 2] = True, False, True, True
+    assert len(outline(torch.from_numpy(mask))) == 4  # a ring's two borders, what is in it, and one pixel
+    assert np.array_equal(filled(outline(mask), mask.shape), mask)
+    assert outline(None) == outline(np.zeros((4, 4), bool)) == []
 
 
 def test_sizes_are_those_of_the_files(networks, detector, detector_file):
