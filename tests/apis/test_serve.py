@@ -11,6 +11,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from mmbivit.apis import predict
+from mmbivit.apis import options, predict
 from mmbivit.serve import detect_picture, load_networks, make_app, make_server, serve
 from mmbivit.serve.detection import outline
 from mmbivit.serve.server import listen
@@ -217,6 +218,16 @@ def test_bad_options_are_named(configs, classifier_configs, classifier_file, flo
         detector_file,
         host="no.such.invalid",
     )
+
+
+def test_the_checkpoints_of_the_command_line_alone_can_be_trusted(monkeypatch):
+    files = []
+    monkeypatch.setattr(options, "trust_checkpoints", lambda *found: files.extend(found))
+    args = dict(float=["float.py", "float.pth"], binary=["binary.py", "binary.pth"])
+    options.trusted(Namespace(trust_checkpoint=True, **args))
+    assert files == ["float.pth", "binary.pth"]
+    options.trusted(Namespace(trust_checkpoint=True, float=None, binary=args["binary"]))
+    assert files[2:] == ["binary.pth"]
 
 
 def test_a_port_in_use_is_one_line_before_anything_is_loaded(monkeypatch, capsys):
