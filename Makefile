@@ -52,7 +52,7 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): EXTRAS := onedl,demo,dev,docs,benchmark
+$(STAMP): EXTRAS := onedl,demo,dev,docs,benchmark,serve
 $(OPENMMLAB_STAMP): EXTRAS := openmmlab,demo,dev
 $(STAMP) $(OPENMMLAB_STAMP): setup.py pyproject.toml $(wildcard mmbivit/packed/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

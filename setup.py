@@ -111,7 +111,11 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["mmbivit", "mmbivit.*"]),
-    package_data={"mmbivit": ["py.typed"], "mmbivit.report": ["templates/*.html"]},
+    package_data={
+        "mmbivit": ["py.typed"],
+        "mmbivit.report": ["templates/*.html"],
+        "mmbivit.serve": ["static/*", "templates/*.html"],
+    },
     cmdclass={"bdist_wheel": PlatformWheel, "build_ext": BuildKernels, "build_py": BuildWithConfigs},
     ext_modules=[
         Extension(
@@ -144,6 +148,7 @@ setup(
         "benchmark": ["onnx", "onnxruntime", "onnxscript", "openvino", "psutil"],
         "hub": ["huggingface_hub>=0.30"],
         "demo": ["scikit-learn", "scikit-image"],
+        "serve": ["flask>=3", "waitress>=3"],
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         # playwright looks at pages in a Chromium or Chrome of the machine, where there is one
         "dev": [

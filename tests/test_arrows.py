@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "mmbivit"
 FLOORS = (
     ("doctor",),
     ("demo",),
-    ("report",),
+    ("report", "serve"),
     ("apis", "hub"),
     ("analysis",),
     ("deploy",),

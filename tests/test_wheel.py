@@ -15,7 +15,7 @@ import mmbivit
 from mmbivit.deploy.header import FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = (".cpp", ".h", ".html", ".inl", ".py", ".sh", ".typed")
+NEEDED = (".cpp", ".css", ".h", ".html", ".inl", ".js", ".py", ".sh", ".typed")
 
 SCRIPT = """
 import mmbivit, torch, sys

@@ -105,6 +105,7 @@ def trusted(args: argparse.Namespace) -> AbstractContextManager[None]:
         return nullcontext()
     names = ("checkpoint", "source", "resume", "float_checkpoint", "backbone_checkpoint")
     files = [getattr(args, name, None) for name in names]
+    files += [pair[1] for name in ("float", "binary") if (pair := getattr(args, name, None))]
     options = getattr(args, "cfg_options", None) or {}
     files += [value for key, value in options.items() if key.endswith(("load_from", "checkpoint"))]
     return trust_checkpoints(*(file for file in files if isinstance(file, str)))

@@ -31,7 +31,7 @@ from .errors import UnusableImagesError
 from .images import MAX_PIXELS, find_images
 from .route import Route, find_route, refuse_packed_file
 
-__all__ = ["predict", "print_predictions"]
+__all__ = ["load_network", "predict", "print_predictions"]
 
 SCORE_THR, TOPK = 0.3, 5
 SECONDS_PER_WEEK = 7 * 24 * 3600
@@ -95,7 +95,7 @@ def predict(
         if launcher != "none":
             share_threads()
             batches = batches[get_rank() :: get_world_size()]  # whole ones, as images of a batch share their size
-        model, cfg = _load(route, cfg, device)
+        model, cfg = load_network(route, cfg, device)
         if route.kind == "detector":
             score_thr = SCORE_THR if score_thr is None else score_thr
             results, problems = detect(model, cfg, batches, out_dir, score_thr, max_pixels)  # type: ignore[arg-type]  # see _check_out_dir
@@ -167,8 +167,14 @@ def _check_out_dir(out_dir: str | Path | None) -> None:
     check_writable("--out-dir", out_dir, folder=True)
 
 
-def _load(route: Route, cfg: Config | None, device: str | None) -> tuple[nn.Module, Config]:
-    """Load a network, with a config of its transforms of test images and its visualizer."""
+def load_network(route: Route, cfg: Config | None, device: str | None) -> tuple[nn.Module, Config]:
+    """Load a network, with a config of its transforms of test images and its visualizer.
+
+    Args:
+        route: its way, see :func:`mmbivit.apis.route.find_route`.
+        cfg: its config; unused for a packed file.
+        device: such as ``cuda:0``; the best available by default.
+    """
     if not route.packed:
         use_safe_loading()
         return load_trained_model(cfg, route.checkpoint).to(device or get_device()), cfg
