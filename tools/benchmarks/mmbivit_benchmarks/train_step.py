@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmbivit import get_config
 from mmbivit.distill import Distiller
+from mmbivit.engine.allocator import release_freed_memory
 from mmbivit.engine.decoupled_training_hook import build_terms, find_staged_backbone
 from mmbivit_benchmarks.evidence import set_value
 from mmbivit_benchmarks.packed.memory import peak_bytes, reset_peak, resident_bytes
@@ -206,6 +207,10 @@ def run_step_benchmark(
         machine["device"] = torch.cuda.get_device_name(device)
     rows: dict[str, dict[str, Any]] = {name: {} for name in variants}
     make = partial(Step, part, shape=shape, device=device, changes=changes)
+    if memory:  # first, while this process is small
+        for name in variants:
+            say(f"{PARTS[part]}, {size_name(shape)}: memory of {VARIANTS[name].title}")
+            rows[name].update(_memory(partial(make, VARIANTS[name]), shape, threads, device))
     with use_threads(threads):
         steps = {}
         for name in variants:
@@ -214,14 +219,8 @@ def run_step_benchmark(
             rows[name]["kept"] = kept_bytes(steps[name])
             steps[name]()
         say(f"timing {rounds} rounds")
-        times = _alternate(steps, rounds, device)
-        for name in variants:
-            rows[name]["ms"] = times[name]
-        del steps
-    if memory:
-        for name in variants:
-            say(f"memory: {VARIANTS[name].title}")
-            rows[name].update(_memory(partial(make, VARIANTS[name]), shape, threads, device))
+        for name, ms in _alternate(steps, rounds, device).items():
+            rows[name]["ms"] = ms
     return dict(machine=machine, part=part, size=size_name(shape), rows=rows)
 
 
@@ -232,6 +231,7 @@ def _alternate(steps: dict[str, Step], rounds: int, device: str) -> dict[str, li
     for i in range(rounds):
         for name in order[i % len(order) :] + order[: i % len(order)]:
             gc.collect()
+            release_freed_memory()  # or what one step leaves, of another size, adds up to more than the machine has
             _wait(device)
             start = time.perf_counter()
             steps[name]()
