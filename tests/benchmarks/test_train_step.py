@@ -8,8 +8,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from mmbivit.packed.kernels import available_paths
 from mmbivit_benchmarks import train_step
-from mmbivit_benchmarks.train_step import PARTS, VARIANTS, Step, kept_bytes, make_step_report, run_step_benchmark
+from mmbivit_benchmarks.train_step import (
+    PARTS,
+    VARIANTS,
+    Step,
+    kept_bytes,
+    make_step_report,
+    run_step_benchmark,
+    where_time_goes,
+)
 
 from .test_packed_detectors import TINY
 
@@ -47,6 +56,15 @@ def test_each_storage_is_counted_once_and_parameters_are_not():
             return self
 
     assert kept_bytes(Squares()) == 400
+
+
+def test_shares_are_those_of_what_a_step_calls():
+    changes = CHANGES | {"model.backbone.drop_path_rate": 0.0}
+    shares = {name: where_time_goes(Step("backbone", VARIANTS[name], SHAPE, changes=changes)) for name in VARIANTS}
+    assert all(sum(row.values()) == pytest.approx(1) and row["float products"] > 0 for row in shares.values())
+    native = {name: row["native products"] > 0 and row["native attention"] > 0 for name, row in shares.items()}
+    built = available_paths()[0] != "reference"
+    assert native == {name: bool(v.stage) and v.keep_bits and built for name, v in VARIANTS.items()}
 
 
 def test_detector_and_backbone_are_measured_and_in_the_tables(monkeypatch):

@@ -12,7 +12,7 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.files import check_writable
-from mmbivit_benchmarks.train_step import PARTS, VARIANTS, make_step_report, run_step_benchmark
+from mmbivit_benchmarks.train_step import PARTS, VARIANTS, make_shares_table, make_step_report, run_step_benchmark
 
 SIZES = [(8, 224, 224), (1, 800, 1344)]
 WIDTH = 132  # of tables, also in a pipe
@@ -38,6 +38,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="(default: all)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="steps of each that are timed (default: 5)")
+    parser.add_argument(
+        "--shares", action="store_true", help="say instead where the time of a step goes, by torch's profiler"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out the peaks, which take a process each")
     parser.add_argument("--threads", type=int, metavar="N", help="on the CPU (default: torch's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -59,27 +62,37 @@ def main() -> None:
             if file:
                 check_writable(option, file)  # now, not after an hour
                 file.parent.mkdir(parents=True, exist_ok=True)
+        threads = torch.get_num_threads() if args.threads is None else args.threads
+        sizes = args.sizes or SIZES
+        if args.shares:
+            tables = [make_shares_table(part, shape, args.variants, threads) for shape in sizes for part in args.parts]
+            write(Group(*tables), args.out)
+            return
         results = [
             run_step_benchmark(
                 part,
                 shape,
                 args.variants,
                 args.rounds,
-                torch.get_num_threads() if args.threads is None else args.threads,
+                threads,
                 args.device,
                 not args.no_memory,
                 say=lambda text: progress.print(f"{time.perf_counter() - start:4.0f} s  {text}"),
             )
-            for shape in args.sizes or SIZES
+            for shape in sizes
             for part in args.parts
         ]
         if args.json:
             args.json.write_text(json.dumps(results))
-        tables = Group(*map(make_step_report, results))
-        Console(width=WIDTH, markup=False, highlight=False).print(tables)
-        if args.out:
-            with args.out.open("w") as file:
-                Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
+        write(Group(*map(make_step_report, results)), args.out)
+
+
+def write(tables: Group, out: Path | None) -> None:
+    """Print tables, and write them to a file, too."""
+    Console(width=WIDTH, markup=False, highlight=False).print(tables)
+    if out:
+        with out.open("w") as file:
+            Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
 
 
 if __name__ == "__main__":

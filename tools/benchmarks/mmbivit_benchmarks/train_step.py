@@ -14,6 +14,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from rich.console import Group
+from rich.table import Table
 from torch import Tensor, nn
 
 from mmbivit import get_config
@@ -27,7 +28,16 @@ from mmbivit_benchmarks.packed.run import describe_machine
 from mmbivit_benchmarks.packed.runtimes import reason
 from mmbivit_benchmarks.packed.timing import Say, Shape, size_name, use_threads
 
-__all__ = ["PARTS", "VARIANTS", "Step", "kept_bytes", "make_step_report", "run_step_benchmark"]
+__all__ = [
+    "PARTS",
+    "VARIANTS",
+    "Step",
+    "kept_bytes",
+    "make_shares_table",
+    "make_step_report",
+    "run_step_benchmark",
+    "where_time_goes",
+]
 
 PARTS = dict(backbone="Swin-T backbone", detector="Mask R-CNN Swin-T")
 CONFIG = "mask_rcnn_sibivit_swin_t"
@@ -222,6 +232,37 @@ def run_step_benchmark(
         for name, ms in _alternate(steps, rounds, device).items():
             rows[name]["ms"] = ms
     return dict(machine=machine, part=part, size=size_name(shape), rows=rows)
+
+
+# What the profiler calls them; the rest has no name.
+KINDS = {
+    "float products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "native products": ("_Linear", "_LinearBackward"),
+    "native attention": ("_AttentionStep", "_AttentionStepBackward"),
+    "copies": ("aten::copy_", "aten::cat"),
+    "BatchNorm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
+}
+
+
+def where_time_goes(step: Step) -> dict[str, float]:
+    """Return the shares of a step's time on the CPU, by :data:`KINDS`, and ``rest``."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    total = sum(times.values())
+    shares = {kind: sum(times.get(name, 0) for name in names) / total for kind, names in KINDS.items()}
+    return shares | dict(rest=1 - sum(shares.values()))
+
+
+def make_shares_table(part: str, shape: Shape, variants: Sequence[str], threads: int) -> Table:
+    """Measure :func:`where_time_goes`, and make a table of it."""
+    table = make_table(f"{PARTS[part]}, {size_name(shape)}: where the time of a step goes, %", "", *KINDS, "rest")
+    with use_threads(threads):
+        for name in variants:
+            shares = where_time_goes(Step(part, VARIANTS[name], shape))
+            table.add_row(VARIANTS[name].title, *(f"{100 * share:.0f}" for share in shares.values()))
+    return table
 
 
 def _alternate(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
