@@ -243,14 +243,19 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(monkeypatch, capsys
 
 
 def test_the_tool_serves_until_it_is_interrupted(detector_file):
-    command = [sys.executable, TOOL, detector_file, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+) in a browser; Ctrl-C ends it\.\n", line)
-        with urllib.request.urlopen(address[1]) as answer:
-            assert "<h2>packed</h2>" in answer.read().decode() and "default-src 'none'" in str(answer.headers)
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "")
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen([sys.executable, TOOL, detector_file, "--port", "0"], **options) as process:
+        try:
+            line = process.stdout.readline()
+            address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+) in a browser; Ctrl-C ends it\.\n", line)
+            with urllib.request.urlopen(address[1]) as answer:
+                assert "<h2>packed</h2>" in answer.read().decode() and "default-src 'none'" in str(answer.headers)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20) == ("", "")
+        finally:
+            process.kill()
         assert process.returncode == 0
 
 
