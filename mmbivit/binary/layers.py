@@ -206,7 +206,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         if self._is_plain_sign():
             operands = x, self.input_quantizer.thresholds, self.weight, self.bias
             if (kernels := native_kernels(*operands, *parameters)) is not None:
-                return kernels.linear(*operands, self.weight_quantizer.sign_rule, follower, parameters)
+                return kernels.linear(*operands, self.weight_quantizer.sign_rule, follower, *parameters)
         return self._product(self.input_quantizer(x), self.weight_quantizer(self.weight), follower, parameters)
 
     def _is_plain_sign(self) -> bool:

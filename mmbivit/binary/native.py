@@ -1,57 +1,31 @@
 """Native kernels of training: what they offer. A package above this one brings them: ``mmbivit.packed.training``."""
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .kept import Follower
-
 __all__ = ["TrainingKernels", "native_kernels", "offer_kernels"]
 
 
-class TrainingKernels(Protocol):
-    """Forms of what this package computes in training that are faster, for float32 on the CPU."""
+@dataclass(frozen=True)
+class TrainingKernels:
+    """Forms of what this package computes in training that are faster, for float32 on the CPU.
 
-    def run(self) -> bool:
-        """Whether they run on this machine."""
+    Args:
+        run: whether they run on this machine.
+        linear: ``follower(Sign(x - gamma) @ W.T + bias)`` of the input ``x`` ``(*, in_features)``, thresholds
+            ``(in_features,)`` or ``None``, latent weights ``(out_features, in_features)``, the bias or ``None``, the
+            rule (``ste`` and ``center`` of :func:`mmbivit.binary.binarize_weight` with a scale per row; ``None`` for
+            float weights), the :class:`mmbivit.binary.kept.Follower` or ``None``, and its parameters.
+        attention: what :func:`mmbivit.binary.kept_attention.kept_attention` computes.
+    """
 
-    def linear(
-        self,
-        x: Tensor,
-        gamma: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        rule: tuple[str, str] | None,
-        follower: Follower | None = None,
-        parameters: tuple[Tensor, ...] = (),
-    ) -> Tensor:
-        """Return ``follower(Sign(x - gamma) @ W.T + bias)``.
-
-        Args:
-            x: ``(*, in_features)``.
-            gamma: thresholds ``(in_features,)``; ``None`` for 0.
-            weight: latent weights ``(out_features, in_features)``.
-            bias: ``(out_features,)``, or ``None``.
-            rule: ``ste`` and ``center`` of :func:`mmbivit.binary.binarize_weight` with a scale per row; ``None`` for
-                float weights.
-            follower: what is computed from the product right behind it.
-            parameters: its parameters.
-        """
-
-    def attention(
-        self,
-        qkv: Tensor,
-        gamma: Tensor | None,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        scale: float,
-        ratio: float,
-        divide: bool,
-        num_heads: int,
-    ) -> Tensor:
-        """Attend as :func:`mmbivit.binary.kept_attention.kept_attention` does."""
+    run: Callable[[], bool]
+    linear: Callable[..., Tensor]
+    attention: Callable[..., Tensor]
 
 
 _offered: list[TrainingKernels] = []

@@ -1,5 +1,6 @@
 """Packed networks: binary layers that run on bits, by native kernels or a torch reference. Needs torch alone."""
 
+from . import training  # noqa: F401  it offers its kernels to mmbivit.binary
 from .convolution import PackedConv2d, PackedConvTranspose2d, PackedMapLinear, PackedScaledLinear
 from .modules import PackedDualBranchMLP, PackedLinear, PackedPatchMerging, PackedWindowAttention
 from .nest import PackedNesT, PackedNesTConfig
@@ -11,12 +12,10 @@ from .residual import (
     PackedResidualPatchMerging,
 )
 from .swin import PackedSwinConfig, PackedSwinTransformer
-from .training import NativeTraining
 from .vit import PackedVisionTransformer, PackedVisionTransformerConfig
 
 __all__ = [
     "NETWORKS",
-    "NativeTraining",
     "PackedConfig",
     "PackedConv2d",
     "PackedConvTranspose2d",

@@ -13,14 +13,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmbivit.binary.kept import RPRELU, Follower
-from mmbivit.binary.native import offer_kernels
+from mmbivit.binary.native import TrainingKernels, offer_kernels
 
 from . import kernels
 from .kernels import KERNELS
 from .packing import num_words, pad_channels, padded, word_blocks
 from .training_attention import attention_step
-
-__all__ = ["NativeTraining"]
 
 STEP = 56  # rows whose gradients are summed up together: ROWS_AT_A_TIME of csrc/kernels.h
 
@@ -121,7 +119,7 @@ def _rprelu_gradients(grad: Tensor, rprelu: Tensor, y: Tensor | _Product) -> tup
 
 
 class _Linear(torch.autograd.Function):
-    """See :meth:`mmbivit.binary.native.TrainingKernels.linear`; keeps bits of the input, and where gradients pass."""
+    """See :class:`mmbivit.binary.native.TrainingKernels`; keeps bits of the input, and where gradients pass."""
 
     @staticmethod
     def forward(
@@ -183,39 +181,4 @@ class _Linear(torch.autograd.Function):
         return of_x, of_gamma if needs_gamma else None, of_weight, of_bias, None, None, *of_parameters
 
 
-class NativeTraining:
-    """The :class:`mmbivit.binary.native.TrainingKernels` of this package."""
-
-    def run(self) -> bool:
-        """Whether the native kernels are built and chosen."""
-        return KERNELS.path in KERNELS.paths
-
-    def linear(
-        self,
-        x: Tensor,
-        gamma: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        rule: tuple[str, str] | None,
-        follower: Follower | None = None,
-        parameters: tuple[Tensor, ...] = (),
-    ) -> Tensor:
-        """Multiply; see the protocol."""
-        return _Linear.apply(x, gamma, weight, bias, rule, follower, *parameters)
-
-    def attention(
-        self,
-        qkv: Tensor,
-        gamma: Tensor | None,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        scale: float,
-        ratio: float,
-        divide: bool,
-        num_heads: int,
-    ) -> Tensor:
-        """Attend; see the protocol."""
-        return attention_step(qkv, gamma, bias, mask, scale, ratio, divide, num_heads)
-
-
-offer_kernels(NativeTraining())
+offer_kernels(TrainingKernels(lambda: KERNELS.path in KERNELS.paths, _Linear.apply, attention_step))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.files import check_writable
+from mmbivit_benchmarks.command_line import print_tables, size
 from mmbivit_benchmarks.packed import (
     DETECTION,
     NETWORKS,
@@ -24,14 +24,6 @@ from mmbivit_benchmarks.packed import (
 )
 
 SIZES = [(1, 224, 224), (8, 224, 224), DETECTION]
-WIDTH = 132  # of tables, also in a pipe
-
-
-def size(text: str) -> tuple[int, ...]:
-    """Read ``1x224x224``."""
-    if not re.fullmatch(r"\d+x\d+x\d+", text):
-        raise argparse.ArgumentTypeError(f"expected batch x height x width, such as 1x224x224, got {text!r}")
-    return tuple(map(int, text.split("x")))
 
 
 def parse_args() -> argparse.Namespace:
@@ -117,10 +109,7 @@ def write(results: dict[str, Any], tables: RenderableType, args: argparse.Namesp
     """Print the tables, and write what the options ask for."""
     if args.json:
         args.json.write_text(json.dumps(results))
-    Console(width=WIDTH, markup=False, highlight=False).print(tables)
-    if args.out:
-        with args.out.open("w") as file:
-            Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
+    print_tables(tables, args.out)
 
 
 if __name__ == "__main__":

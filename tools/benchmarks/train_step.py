@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 
@@ -12,17 +11,10 @@ import mmbivit.uncaught  # noqa: F401  first: for errors of the imports below
 from mmbivit.apis import user_errors
 from mmbivit.apis.options import add_debug_option
 from mmbivit.files import check_writable
+from mmbivit_benchmarks.command_line import print_tables, size
 from mmbivit_benchmarks.train_step import PARTS, VARIANTS, make_shares_table, make_step_report, run_step_benchmark
 
 SIZES = [(8, 224, 224), (1, 800, 1344)]
-WIDTH = 132  # of tables, also in a pipe
-
-
-def size(text: str) -> tuple[int, ...]:
-    """Read ``8x224x224``."""
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"expected batch x height x width, such as 8x224x224, got {text!r}")
-    return tuple(map(int, text.split("x")))
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +58,7 @@ def main() -> None:
         sizes = args.sizes or SIZES
         if args.shares:
             tables = [make_shares_table(part, shape, args.variants, threads) for shape in sizes for part in args.parts]
-            write(Group(*tables), args.out)
+            print_tables(Group(*tables), args.out)
             return
         results = [
             run_step_benchmark(
@@ -84,15 +76,7 @@ def main() -> None:
         ]
         if args.json:
             args.json.write_text(json.dumps(results))
-        write(Group(*map(make_step_report, results)), args.out)
-
-
-def write(tables: Group, out: Path | None) -> None:
-    """Print tables, and write them to a file, too."""
-    Console(width=WIDTH, markup=False, highlight=False).print(tables)
-    if out:
-        with out.open("w") as file:
-            Console(file=file, width=WIDTH, markup=False, highlight=False).print(tables)
+        print_tables(Group(*map(make_step_report, results)), args.out)
 
 
 if __name__ == "__main__":
