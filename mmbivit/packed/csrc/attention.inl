@@ -141,35 +141,41 @@ SIMD void begin_window(const Args* args, const HeadScratch& s, int64_t window) {
 }
 
 // Hand the selected values of each query of a head, as the counts of their set bits, to `emit(query, block, counts,
-// number)`.
-template <int VECTORS, class Args, class Emit>
+// number)`. VECTORS of keys and WORDS of a head are 0 if only known at run time.
+template <int VECTORS, int WORDS, class Args, class Emit>
 void select_values(const Args* args, const HeadScratch& s, const SelectScratch& own, int64_t head, int64_t begin,
                    int64_t end, const Emit& emit) {
     const int64_t value_channels = args->heads * s.head_blocks * 16, head_blocks = s.head_blocks;
-    const int64_t words = head * s.head_words * s.padded_tokens;
+    const int64_t padded = VECTORS ? VECTORS * 16 : s.padded_tokens, head_words = WORDS ? WORDS : s.head_words;
+    const int64_t words = head * head_words * padded;
     const int64_t token_words = VECTORS ? (VECTORS + 1) / 2 : s.token_words;
-    const uint32_t* head_values = s.values + head * head_blocks * 16;
+    const uint32_t *queries = s.queries + words, *keys = s.keys + words, *values = s.values + head * head_blocks * 16;
+    const uint32_t* allowed = s.window->masked ? s.allowed : nullptr;
+    const float* biases = args->bias ? args->bias + head * s.tokens * padded : nullptr;
+    const int32_t* real = s.real;
+    const Selection choice = args->selection;
+    uint32_t* selected = own.selected;
     for (int64_t q = begin; q < end; q++) {
-        const int64_t token = s.real[q];
-        const float* bias = args->bias ? args->bias + (head * s.tokens + token) * s.padded_tokens : s.no_bias;
+        const int64_t token = real[q];
         const int number = select_keys<VECTORS>(
-            s.queries + words + token, s.keys + words, s.head_words, s.padded_tokens, bias,
-            s.window->masked ? s.allowed + token * s.token_words : nullptr, args->selection, head, own.scores,
-            own.selected);
+            queries + token, keys, head_words, padded, biases ? biases + token * padded : s.no_bias,
+            allowed ? allowed + token * token_words : nullptr, choice, head, own.scores, selected);
         for (int64_t b = 0; b < head_blocks; b++)
-            emit(q, b, count_selected(head_values + b * 16, value_channels, own.selected, token_words), number);
+            emit(q, b, count_selected(values + b * 16, value_channels, selected, token_words), number);
     }
 }
 
 template <class Args, class Emit>
 void select_values(const Args* args, const HeadScratch& s, const SelectScratch& own, int64_t head, int64_t begin,
                    int64_t end, const Emit& emit) {
-    if (s.padded_tokens == 64)
-        select_values<4>(args, s, own, head, begin, end, emit);
+    if (s.padded_tokens == 64 && s.head_words == 1)
+        select_values<4, 1>(args, s, own, head, begin, end, emit);
+    else if (s.padded_tokens == 64)
+        select_values<4, 0>(args, s, own, head, begin, end, emit);
     else if (s.padded_tokens == 16)
-        select_values<1>(args, s, own, head, begin, end, emit);
+        select_values<1, 0>(args, s, own, head, begin, end, emit);
     else
-        select_values<0>(args, s, own, head, begin, end, emit);
+        select_values<0, 0>(args, s, own, head, begin, end, emit);
 }
 
 void window_qkv(const AttentionArgs* args, const AttentionScratch& s, int64_t begin, int64_t end, Timer& timer) {
@@ -181,24 +187,34 @@ void window_qkv(const AttentionArgs* args, const AttentionScratch& s, int64_t be
             memcpy(s.bits + t * words, args->padding, words * sizeof(uint32_t));
     }
     timer.lap(PHASE_PACK);
-    const uint32_t *low = args->qkv_low, *width = args->qkv_width, *weight = args->qkv_weight;
-    const uint32_t* bits = s.bits + begin * words;
-    const ToHeadBits to_queries = {{low, width}, halves(s.queries) + begin * 2, s.offsets};
-    const ToHeadBits to_keys = {{low + padded, width + padded}, halves(s.keys) + begin * 2, s.offsets};
-    const ToTokenBits to_values = {{low + 2 * padded, width + 2 * padded}, s.values + begin / 32 * padded, padded};
-    count_differing(bits, end - begin, words, weight, blocks, to_queries);
-    count_differing(bits, end - begin, words, weight + padded * words, blocks, to_keys);
-    count_differing(bits, end - begin, words, weight + 2 * padded * words, blocks, to_values);
+    uint32_t* values = s.values + begin / 32 * padded;
+    ToHeadBits to_heads = {{args->qkv_low, args->qkv_width}, halves(s.queries) + begin * 2, s.offsets, 2 * blocks, values, padded};
+#ifdef LOOKUP
+    to_heads.values = s.out + begin * s.out_words;  // free until the heads are done
+    to_heads.channels = s.out_words * 32;
+#endif
+    count_differing(s.bits + begin * words, end - begin, words, args->qkv_weight, 3 * blocks, to_heads);
+#ifdef LOOKUP
+    for (int64_t t = 0; t < end - begin; t += 32)
+        for (int64_t c = 0; c < padded; c += 32) {
+            const int64_t tokens = end - begin - t < 32 ? end - begin - t : 32, channels = padded - c < 32 ? padded - c : 32;
+            transpose_bits(to_heads.values + t * s.out_words + c / 32, s.out_words, tokens, channels,
+                           values + t / 32 * padded + c);
+        }
+#endif
     timer.lap(PHASE_QKV);
 }
 
 void window_head(const AttentionArgs* args, const AttentionScratch& s, const SelectScratch& own, int64_t head,
                  int64_t begin, int64_t end) {
-    select_values(args, s, own, head, begin, end, [&](int64_t q, int64_t b, I16 counts, int number) {
-        const int64_t c = (head * s.head_blocks + b) * 16;
-        F16 needed = mul_f(load_f(args->value_ratio + c), broadcast_f((float)number));
-        if (args->value_offset) needed = add_f(needed, load_f(args->value_offset + c));
-        store_bits(halves(s.out + q * s.out_words) + c / 16, at_least_f(to_float(counts), needed));
+    const int64_t first = head * s.head_blocks, stride = s.out_words * 2;
+    const float* ratio = args->value_ratio + first * 16;
+    const float* offset = args->value_offset ? args->value_offset + first * 16 : nullptr;
+    uint16_t* out = halves(s.out) + first;
+    select_values(args, s, own, head, begin, end, [=](int64_t q, int64_t b, I16 counts, int number) {
+        F16 needed = mul_f(load_f(ratio + b * 16), broadcast_f((float)number));
+        if (offset) needed = add_f(needed, load_f(offset + b * 16));
+        store_bits(out + q * stride + b, at_least_f(to_float(counts), needed));
     });
 }
 
@@ -212,7 +228,7 @@ void window_project(const AttentionArgs* args, const AttentionScratch& s, int64_
 
 void prepare(const AttentionArgs* args, const AttentionScratch& s) {
     const int64_t blocks = args->heads * s.head_blocks, head_size = s.head_words * s.padded_tokens;
-    for (int64_t b = 0; b < blocks; b++) {
+    for (int64_t b = 0; b < 2 * blocks; b++) {  // keys lie behind queries
         const int64_t part = b % s.head_blocks;
         s.offsets[b] = (int32_t)((b / s.head_blocks * head_size + part / 2 * s.padded_tokens) * 2 + part % 2);
     }

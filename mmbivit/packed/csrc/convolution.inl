@@ -47,24 +47,32 @@ void conv_pack(const ConvArgs* args, int64_t begin, int64_t end, Worker* worker)
     timer.lap(PHASE_PACK);
 }
 
+// Hand the stretches of words that the taps of a pixel are to `take(place, first, words)`: their place, from the row of the
+// first tap on, and the word of the weights that they begin with.
+template <class Take>
+SIMD void each_stretch(const ConvArgs* args, int64_t pixel, const Take& take) {
+    const int64_t words = words_of(args->channels), across = args->kernel_width;
+    const int64_t row_words = (args->width + 2 * args->padding_width) * words;
+    // Neighbouring taps are one stretch, unless the kernel is dilated.
+    const int64_t stretches = args->dilation_width == 1 ? 1 : across, stretch = across / stretches * words;
+    int64_t first = 0;
+    for (int64_t y = 0; y < args->kernel_height; y++)
+        for (int64_t x = 0; x < stretches; x++, first += stretch)
+            take(y * args->dilation_height * row_words + (pixel * args->stride_width + x * args->dilation_width) * words, first,
+                 stretch);
+}
+
 // R pixels of a row from `pixel` on, and B blocks.
 template <int R, int B, class Emit>
 SIMD void pixels(const ConvArgs* args, const uint32_t* row, const Weights& weights, int64_t pixel, int64_t block,
                  const Emit& emit) {
-    const int64_t words = words_of(args->channels), across = args->kernel_width;
-    const int64_t row_words = (args->width + 2 * args->padding_width) * words;
-    const int64_t stride = args->stride_width * words;
-    // Neighbouring taps are one stretch of words, unless the kernel is dilated.
-    const int64_t stretches = args->dilation_width == 1 ? 1 : across, stretch = across / stretches * words;
+    const int64_t stride = args->stride_width * words_of(args->channels);
     I16 total[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = zero();
-    int64_t first = 0;
-    for (int64_t y = 0; y < args->kernel_height; y++)
-        for (int64_t x = 0; x < stretches; x++, first += stretch)
-            add_differing<R, B>(
-                row + y * args->dilation_height * row_words + pixel * stride + x * args->dilation_width * words, nullptr,
-                stride, weights, first, stretch, total);
+    each_stretch(args, pixel, [&](int64_t place, int64_t first, int64_t words) {
+        add_differing<R, B>(row + place, stride, weights, first, words, total);
+    });
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(pixel + r, block + b, total[r][b]);
 }
@@ -79,6 +87,53 @@ SIMD void row_of_pixels(const ConvArgs* args, const uint32_t* row, const Weights
         return;
     }
     for (; pixel < number; pixel++) pixels<1, B>(args, row, weights, pixel, block, emit);
+}
+
+#ifdef LOOKUP
+template <class EachRow>
+struct LookPixels {
+    const ConvArgs* args;
+    int64_t blocks, half_bytes;
+    const EachRow& each_row;
+
+    template <int P>
+    METHOD void up(const uint8_t* weights, int64_t block) const {
+        uint16_t places[LOOKUP_WORDS * 8 + 32];
+        const int64_t number = args->out_width, stride = args->stride_width * words_of(args->channels);
+        each_row([&](const uint32_t* row, const auto& emit) {
+            const auto to = pairs_for<P>(emit, &emit, block, blocks);
+            for (int64_t pixel = 0; pixel < number; pixel += 2) {
+                int64_t end = 0;
+                each_stretch(args, pixel, [&](int64_t place, int64_t first, int64_t words) {
+                    const uint32_t* bits = row + place;
+                    find_places(bits, pixel + 1 < number ? bits + stride : bits, words, places + first * 8);
+                    end = (first + words) * 8;
+                });
+                for (; end < half_bytes; end++) places[end] = 0;
+                look_up_tile<P>(places, weights, half_bytes, pixel, number, to);
+            }
+        });
+    }
+};
+#endif
+
+template <class EachRow>
+void convolve(const ConvArgs* args, int64_t blocks, int64_t block_words, const EachRow& each_row) {
+#ifdef LOOKUP
+    if (block_words <= LOOKUP_WORDS)
+        return look_up_groups(args->weight, block_words, blocks,
+                              LookPixels<EachRow>{args, blocks, half_bytes_of(block_words), each_row});
+#endif
+    const auto weights_of = [&](int64_t block) { return Weights{args->weight + block * block_words * 16, block_words}; };
+    int64_t block = 0;
+    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS) {
+        const Weights weights = weights_of(block);
+        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<COUNT_BLOCKS>(args, row, weights, block, emit); });
+    }
+    for (; block < blocks; block++) {
+        const Weights weights = weights_of(block);
+        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<1>(args, row, weights, block, emit); });
+    }
 }
 
 // A range counts rows of the output; with a predictor it is one of them, as its values are not kept.
@@ -96,18 +151,7 @@ void conv(const ConvArgs* args, int64_t begin, int64_t end, Worker* worker) {
             multiply(worker->shared + top * row_words, emit);
         }
     };
-    Halves halves;
-    const int64_t block_words = args->kernel_height * args->kernel_width * words_of(args->channels);
-    const auto weights_of = [&](int64_t block) { return halves.of(args->weight + block * block_words * 16, block_words); };
-    int64_t block = 0;
-    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS) {
-        const Weights weights = weights_of(block);
-        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<COUNT_BLOCKS>(args, row, weights, block, emit); });
-    }
-    for (; block < blocks; block++) {
-        const Weights weights = weights_of(block);
-        each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<1>(args, row, weights, block, emit); });
-    }
+    convolve(args, blocks, args->kernel_height * args->kernel_width * words_of(args->channels), each_row);
     timer.lap(PHASE_CONV);
     if (!args->predictor) return;
     float_product(s.row, args->out_width, args->n, args->predictor, args->predictor_bias,

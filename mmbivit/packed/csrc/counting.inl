@@ -48,81 +48,11 @@ SIMD void pack_row(const float* x, const float* gain, const float* shift, int64_
 // Counts of differing bits, a tile of rows and blocks at a time: from `emit.start(block)` on, handed to
 // `emit(row, block, counts)`
 
-// Weight rows of whole blocks, and where the path looks up half bytes, those of the first block apart.
+// Weight rows of whole blocks.
 struct Weights {
-    const uint32_t* bits;    // [block][word][16]
-    int64_t words;           // of a block
-    const uint32_t* halves;  // [word][low, high][16], or null
+    const uint32_t* bits;  // [block][word][16]
+    int64_t words;         // of a block
 };
-
-#ifdef HALVES_AT_MOST
-// Half bytes of a block of weights, taken apart once for all rows.
-struct Halves {
-    alignas(64) uint32_t memory[HALVES_AT_MOST * 32];
-
-    METHOD Weights of(const uint32_t* weight, int64_t words) {
-        if (words > HALVES_AT_MOST) return {weight, words, nullptr};
-        for (int64_t k = 0; k < words; k++) take_apart(weight + k * 16, 16, memory + k * 32, memory + k * 32 + 16);
-        return {weight, words, memory};
-    }
-};
-
-// Half bytes of words of rows, [word][low, high].
-SIMD void take_rows_apart(const uint32_t* bits, int64_t words, uint32_t* apart) {
-    for (int64_t i = 0; i < words; i++) {
-        apart[2 * i] = bits[i] & 0x0f0f0f0fu;
-        apart[2 * i + 1] = bits[i] >> 4 & 0x0f0f0f0fu;
-    }
-}
-
-// Those of all rows, taken apart once for all blocks, where they fit.
-struct RowHalves {
-    static const int64_t MOST = ROWS_AT_A_TIME * 96;
-    alignas(64) uint32_t memory[2 * MOST];
-
-    METHOD const uint32_t* of(const uint32_t* a, int64_t words) {
-        if (words > MOST) return nullptr;
-        take_rows_apart(a, words, memory);
-        return memory;
-    }
-};
-
-// Up to COUNTS_AT_MOST words of rows that are taken apart; those of a row lie `stride` apart.
-template <int R>
-SIMD void add_differing_apart(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t words, I16 (&total)[R][1]) {
-    I16 counts[R];
-    for (int r = 0; r < R; r++) counts[r] = zero();
-    for (int64_t k = 0; k < words; k++)
-        for (int r = 0; r < R; r++) {
-            const uint32_t* bits = a + r * stride + 2 * k;
-            counts[r] = add_counts(counts[r], count_halves(bit_xor(broadcast(bits[0]), load(weight + k * 32)),
-                                                           bit_xor(broadcast(bits[1]), load(weight + k * 32 + 16))));
-        }
-    for (int r = 0; r < R; r++) total[r][0] = add(total[r][0], widen_counts(counts[r]));
-}
-
-template <int R>
-SIMD void add_differing_halves(const uint32_t* a, const uint32_t* apart, int64_t stride, const uint32_t* weight,
-                               int64_t words, I16 (&total)[R][1]) {
-    for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
-        const int64_t number = words - start < COUNTS_AT_MOST ? words - start : COUNTS_AT_MOST;
-        if (apart) {
-            add_differing_apart<R>(apart + 2 * start, 2 * stride, weight + start * 32, number, total);
-            continue;
-        }
-        uint32_t own[R * 2 * COUNTS_AT_MOST];
-        for (int r = 0; r < R; r++) take_rows_apart(a + r * stride + start, number, own + r * 2 * COUNTS_AT_MOST);
-        add_differing_apart<R>(own, 2 * COUNTS_AT_MOST, weight + start * 32, number, total);
-    }
-}
-#else
-struct Halves {
-    METHOD Weights of(const uint32_t* weight, int64_t words) { return {weight, words, nullptr}; }
-};
-struct RowHalves {
-    METHOD const uint32_t* of(const uint32_t*, int64_t) { return nullptr; }
-};
-#endif
 
 #ifdef CARRIES
 // Add the counts of a multiple of 4 words. Full adders sum bits of equal weight, so that one word of four is counted.
@@ -155,14 +85,10 @@ SIMD void add_differing_carries(const uint32_t* a, int64_t stride, const uint32_
 }
 #endif
 
-// Add the counts of `words` words from `first` of the weights on; those of a row lie `stride` apart. `apart` has the half
-// bytes of `a`, or is null.
+// Add the counts of `words` words from `first` of the weights on; those of a row lie `stride` apart.
 template <int R, int B>
-SIMD void add_differing(const uint32_t* a, const uint32_t* apart, int64_t stride, const Weights& weights, int64_t first,
-                        int64_t words, I16 (&total)[R][B]) {
-#ifdef HALVES_AT_MOST
-    if (weights.halves) return add_differing_halves(a, apart, stride, weights.halves + first * 32, words, total);
-#endif
+SIMD void add_differing(const uint32_t* a, int64_t stride, const Weights& weights, int64_t first, int64_t words,
+                        I16 (&total)[R][B]) {
     const uint32_t* weight = weights.bits + first * 16;
     int64_t begin = 0;
 #ifdef CARRIES
@@ -189,9 +115,9 @@ SIMD void add_differing(const uint32_t* a, const uint32_t* apart, int64_t stride
     }
 }
 
-// Rows of bits, and where the path looks up half bytes, these taken apart, or null.
+// Rows of bits.
 struct Rows {
-    const uint32_t *bits, *apart;
+    const uint32_t* bits;
     int64_t number, words;
 };
 
@@ -200,8 +126,7 @@ SIMD void tile(const Rows& rows, const Weights& weights, int64_t row, int64_t bl
     I16 total[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = emit.start(block + b);
-    const uint32_t* apart = rows.apart ? rows.apart + 2 * row * rows.words : nullptr;
-    add_differing<R, B>(rows.bits + row * rows.words, apart, rows.words, weights, 0, rows.words, total);
+    add_differing<R, B>(rows.bits + row * rows.words, rows.words, weights, 0, rows.words, total);
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) emit(row + r, block + b, total[r][b]);
 }
@@ -211,19 +136,6 @@ SIMD void rows_of_tiles(const Rows& rows, const Weights& weights, int64_t block,
     int64_t row = 0;
     for (; row + COUNT_ROWS <= rows.number; row += COUNT_ROWS) tile<COUNT_ROWS, B>(rows, weights, row, block, emit);
     for (; row < rows.number; row++) tile<1, B>(rows, weights, row, block, emit);
-}
-
-template <class Emit>
-void count_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
-                     const Emit& emit) {
-    Halves halves;
-    RowHalves row_halves;
-    const Rows all = {a, row_halves.of(a, rows * words), rows, words};
-    int64_t block = 0;
-    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS)
-        rows_of_tiles<COUNT_BLOCKS>(all, halves.of(weight + block * words * 16, words), block, emit);
-    for (; block < blocks; block++)
-        rows_of_tiles<1>(all, halves.of(weight + block * words * 16, words), block, emit);
 }
 
 // Integer accumulators.
@@ -283,27 +195,47 @@ struct ToRowBits : ToBits {
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
         store_bits(out + row * stride + block, set(block, count));
     }
+    METHOD void store(int64_t row, int64_t block, uint16_t bits) const { out[row * stride + block] = bits; }
 };
 
-// Bits of queries or keys, [head][word][token]: one vector holds the same word of 16 tokens.
+// Bits of queries, keys and values, one after another: of the former [head][word][token], as one vector holds the same
+// word of 16 tokens, and of values along the tokens, [token word][channel], which start as 0.
 struct ToHeadBits : ToBits {
-    uint16_t* out;
-    const int32_t* offsets;  // of each block, in halves
-
-    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
-        store_bits(out + offsets[block] + row * 2, set(block, count));
-    }
-};
-
-// Bits of values along the tokens, [token word][channel]; `out` starts as 0.
-struct ToTokenBits : ToBits {
-    uint32_t* out;
+    uint16_t* heads;
+    const int32_t* offsets;  // of each block of queries and keys, in halves
+    int64_t first_value;     // the first block of values
+    uint32_t* values;
     int64_t channels;
 
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
-        uint32_t* word = out + row / 32 * channels + block * 16;
-        store(word, or_where(load(word), set(block, count), broadcast(1u << row % 32)));
+        if (block < first_value) return store_bits(heads + offsets[block] + row * 2, set(block, count));
+        uint32_t* word = values + row / 32 * channels + (block - first_value) * 16;
+        ::store(word, or_where(load(word), set(block, count), broadcast(1u << row % 32)));
+    }
+    // Of values, `values` has rows of bits then.
+    METHOD void store(int64_t row, int64_t block, uint16_t bits) const {
+        if (block < first_value)
+            heads[offsets[block] + row * 2] = bits;
+        else
+            halves(values)[row * channels / 16 + block - first_value] = bits;
     }
 };
+
+#ifdef LOOKUP
+#include "lookup_avx2.inl"
+#endif
+
+template <class Emit>
+void count_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
+                     const Emit& emit) {
+#ifdef LOOKUP
+    if (words <= LOOKUP_WORDS) return look_up_differing(a, rows, words, weight, blocks, emit);
+#endif
+    const Rows all = {a, rows, words};
+    int64_t block = 0;
+    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS)
+        rows_of_tiles<COUNT_BLOCKS>(all, {weight + block * words * 16, words}, block, emit);
+    for (; block < blocks; block++) rows_of_tiles<1>(all, {weight + block * words * 16, words}, block, emit);
+}
 
 }  // namespace

@@ -12,6 +12,7 @@ struct M16 { __m256i a, b; };  // all bits of a lane set, or none
 #define TILE_BLOCKS 1
 #define COUNT_ROWS 4
 #define COUNT_BLOCKS 1
+#define LOOKUP
 
 SIMD I16 zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 SIMD I16 load(const uint32_t* p) {
@@ -108,19 +109,6 @@ SIMD __m256i count_bits_8(__m256i x) {
 SIMD __m256i widen_counts_8(__m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(x, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
 }
-// Half bytes of words, each in a byte of its own, and the counts of both halves of a word.
-#define HALVES_AT_MOST 512
-SIMD void take_apart(const uint32_t* bits, int64_t words, uint32_t* low, uint32_t* high) {
-    for (int64_t i = 0; i < words; i++) {
-        low[i] = bits[i] & 0x0f0f0f0fu;
-        high[i] = bits[i] >> 4 & 0x0f0f0f0fu;
-    }
-}
-SIMD __m256i count_halves_8(__m256i low, __m256i high) {
-    const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
-    return _mm256_add_epi8(_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high));
-}
-SIMD I16 count_halves(I16 low, I16 high) { return {count_halves_8(low.a, high.a), count_halves_8(low.b, high.b)}; }
 SIMD I16 count_bits(I16 x) { return {count_bits_8(x.a), count_bits_8(x.b)}; }
 SIMD I16 add_counts(I16 x, I16 y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
 SIMD I16 widen_counts(I16 x) { return {widen_counts_8(x.a), widen_counts_8(x.b)}; }

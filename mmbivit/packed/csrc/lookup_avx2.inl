@@ -1,0 +1,277 @@
+// Counts by half bytes: how many bits of the half bytes of two rows differ from each of the 16 that a weight's may be is a row
+// of a table, in which the half bytes of 32 channels are looked up at once.
+
+#define LOOKUP_WORDS 510          // of a row, at most
+#define LOOKUP_BYTES (128 << 10)  // of weights that were taken apart
+
+// The count of the first row in the lower half of a byte, that of the second in the upper.
+struct DifferingBits {
+    alignas(64) uint8_t counts[16][16][16];  // [second][first][weight]
+
+    constexpr DifferingBits() : counts() {
+        for (int i = 0; i < 16 * 16 * 16; i++) counts[i / 256][i / 16 % 16][i % 16] = of(i / 16, i) | of(i / 256, i) << 4;
+    }
+    static constexpr uint8_t of(int a, int b) {
+        const int differing = (a ^ b) % 16;
+        return (uint8_t)(differing % 2 + differing / 2 % 2 + differing / 4 % 2 + differing / 8);
+    }
+};
+constexpr DifferingBits DIFFERING_BITS;
+
+// How many half bytes rows of words have, and those that fill the last step of three, which are 0.
+SIMD int64_t half_bytes_of(int64_t words) { return ceil_div(words * 8, 3) * 3; }
+
+// Half bytes of two rows as places in that table, 8 for each word: the lower ones of its bytes, then the upper ones.
+SIMD void find_places(const uint32_t* first, const uint32_t* second, int64_t words, uint16_t* places) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    for (int64_t k = 0; k < words; k += 4) {
+        const __m128i inside = _mm_cmpgt_epi32(_mm_set1_epi32((int)(words - k)), _mm_setr_epi32(0, 1, 2, 3));
+        __m256i a = _mm256_cvtepu32_epi64(_mm_maskload_epi32((const int*)first + k, inside));
+        __m256i b = _mm256_cvtepu32_epi64(_mm_maskload_epi32((const int*)second + k, inside));
+        a = _mm256_andnot_si256(mask, _mm256_or_si256(_mm256_slli_epi64(a, 4), _mm256_slli_epi64(a, 32)));
+        b = _mm256_and_si256(mask, _mm256_or_si256(b, _mm256_slli_epi64(b, 28)));
+        const __m256i even = _mm256_unpacklo_epi8(a, b), odd = _mm256_unpackhi_epi8(a, b);
+        _mm256_storeu_si256((__m256i*)(places + 8 * k), _mm256_permute2x128_si256(even, odd, 0x20));
+        _mm256_storeu_si256((__m256i*)(places + 8 * k + 16), _mm256_permute2x128_si256(even, odd, 0x31));
+    }
+}
+
+// Places of rows of bits, taken once where all of them fit. Two rows at a time: the last may be alone, and stands for both.
+struct Places {
+    static const int64_t MOST = ROWS_AT_A_TIME / 2 * 96 * 8;
+    const uint32_t* bits;
+    int64_t rows, words, half_bytes;
+    bool all;
+    alignas(64) uint16_t memory[MOST + 32];
+
+    METHOD Places(const uint32_t* bits, int64_t rows, int64_t words)
+        : bits(bits), rows(rows), words(words), half_bytes(half_bytes_of(words)), all((rows + 1) / 2 * half_bytes <= MOST) {
+        for (int64_t row = 0; all && row < rows; row += 2) find(row, memory + row / 2 * half_bytes);
+    }
+    METHOD void find(int64_t row, uint16_t* out) const {
+        find_places(bits + row * words, bits + (row + 1 < rows ? row + 1 : row) * words, words, out);
+        for (int64_t k = words * 8; k < half_bytes; k++) out[k] = 0;
+    }
+    // Places of a row and the next, if need be in `own`.
+    METHOD const uint16_t* of(int64_t row, uint16_t* own) const {
+        if (all) return memory + row / 2 * half_bytes;
+        find(row, own);
+        return own;
+    }
+};
+
+// Byte i of each of 32 words, as vector i.
+SIMD void transpose_bytes(const uint32_t* first, const uint32_t* second, __m256i (&out)[4]) {
+    const __m256i bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i halves = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i x[4];
+    for (int i = 0; i < 4; i++) {
+        const __m256i words = _mm256_loadu_si256((const __m256i*)((i < 2 ? first : second) + i % 2 * 8));
+        x[i] = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(words, bytes), halves);
+    }
+    const __m256i even[2] = {_mm256_unpacklo_epi64(x[0], x[1]), _mm256_unpacklo_epi64(x[2], x[3])};
+    const __m256i odd[2] = {_mm256_unpackhi_epi64(x[0], x[1]), _mm256_unpackhi_epi64(x[2], x[3])};
+    out[0] = _mm256_permute2x128_si256(even[0], even[1], 0x20);
+    out[1] = _mm256_permute2x128_si256(odd[0], odd[1], 0x20);
+    out[2] = _mm256_permute2x128_si256(even[0], even[1], 0x31);
+    out[3] = _mm256_permute2x128_si256(odd[0], odd[1], 0x31);
+}
+
+// Bits of up to 32 rows, whose words lie `stride` apart, along the rows: a word of each channel.
+SIMD void transpose_bits(const uint32_t* rows, int64_t stride, int64_t number, int64_t channels, uint32_t* out) {
+    uint32_t words[32] = {0}, turned[32];
+    for (int64_t row = 0; row < number; row++) words[row] = rows[row * stride];
+    __m256i bytes[4];
+    transpose_bytes(words, words + 16, bytes);
+    for (int i = 0; i < 4; i++)
+        for (int bit = 7; bit >= 0; bit--) {
+            turned[i * 8 + bit] = (uint32_t)_mm256_movemask_epi8(bytes[i]);
+            bytes[i] = _mm256_add_epi8(bytes[i], bytes[i]);
+        }
+    memcpy(out, turned, channels * sizeof(uint32_t));
+}
+
+// Half bytes of the weights of up to 3 pairs of blocks, [half byte][pair][32], in the order of `find_places`.
+struct Apart {
+    alignas(64) uint8_t memory[LOOKUP_BYTES];
+
+    METHOD void take(const uint32_t* weight, int64_t words, int64_t blocks, int pairs) {
+        alignas(32) const uint32_t none[16] = {0};
+        const __m256i low = _mm256_set1_epi8(15);
+        for (int pair = 0; pair < pairs; pair++) {
+            const uint32_t *first = weight + 2 * pair * words * 16, *second = first + words * 16;
+            const bool both = 2 * pair + 1 < blocks;
+            for (int64_t k = 0; k < words; k++) {
+                __m256i bytes[4];
+                transpose_bytes(first + k * 16, both ? second + k * 16 : none, bytes);
+                uint8_t* out = memory + (k * 8 * pairs + pair) * 32;
+                for (int i = 0; i < 4; i++) {
+                    _mm256_store_si256((__m256i*)(out + i * pairs * 32), _mm256_and_si256(bytes[i], low));
+                    _mm256_store_si256((__m256i*)(out + (i + 4) * pairs * 32),
+                                       _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), low));
+                }
+            }
+        }
+        memset(memory + words * 8 * pairs * 32, 0, (half_bytes_of(words) - words * 8) * pairs * 32);
+    }
+};
+
+// Counts of 32 channels, 16 bits each: 0 to 7 and 16 to 23, and 8 to 15 and 24 to 31.
+struct Pair {
+    __m256i low, high;
+
+    METHOD I16 block(int i) const {
+        const __m128i first = i ? _mm256_extracti128_si256(low, 1) : _mm256_castsi256_si128(low);
+        const __m128i second = i ? _mm256_extracti128_si256(high, 1) : _mm256_castsi256_si128(high);
+        return {_mm256_cvtepu16_epi32(first), _mm256_cvtepu16_epi32(second)};
+    }
+};
+
+SIMD __m256i narrow(__m256i first, __m256i second) {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    const __m256i both = _mm256_packus_epi32(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
+    return _mm256_permute4x64_epi64(both, 0xd8);
+}
+
+SIMD Pair pair_of(I16 first, I16 second) { return {narrow(first.a, second.a), narrow(first.b, second.b)}; }
+
+// Add the counts of two rows and P pairs of blocks.
+template <int P>
+SIMD void look_up(const uint16_t* places, const uint8_t* weights, int64_t half_bytes, Pair (&total)[2][P]) {
+    const __m256i none = _mm256_setzero_si256(), low = _mm256_set1_epi8(15);
+    for (int64_t start = 0; start < half_bytes; start += 60) {  // a byte holds 63 counts
+        const int64_t end = half_bytes - start < 60 ? half_bytes : start + 60;
+        __m256i first[P], second[P];
+        for (int p = 0; p < P; p++) first[p] = second[p] = none;
+        for (int64_t k = start; k < end; k += 3) {  // half a byte holds 3 counts
+            __m256i both[P];
+            for (int i = 0; i < 3; i++) {
+                const uint8_t* row = DIFFERING_BITS.counts[0][0] + places[k + i];
+                const __m256i differing = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
+                for (int p = 0; p < P; p++) {
+                    const __m256i w = _mm256_load_si256((const __m256i*)(weights + ((k + i) * P + p) * 32));
+                    const __m256i counts = _mm256_shuffle_epi8(differing, w);
+                    both[p] = i ? _mm256_add_epi8(both[p], counts) : counts;
+                }
+            }
+            for (int p = 0; p < P; p++) {
+                first[p] = _mm256_add_epi8(first[p], _mm256_and_si256(both[p], low));
+                second[p] = _mm256_add_epi8(second[p], _mm256_srli_epi16(both[p], 4));
+            }
+        }
+        for (int p = 0; p < P; p++) {
+            // the shift above brought first counts of odd bytes into the bytes before them
+            const __m256i odd = _mm256_slli_epi16(_mm256_srli_epi16(first[p], 8), 4);
+            second[p] = _mm256_sub_epi8(second[p], _mm256_and_si256(odd, _mm256_set1_epi16(255)));
+            total[0][p].low = _mm256_add_epi16(total[0][p].low, _mm256_unpacklo_epi8(first[p], none));
+            total[0][p].high = _mm256_add_epi16(total[0][p].high, _mm256_unpackhi_epi8(first[p], none));
+            total[1][p].low = _mm256_add_epi16(total[1][p].low, _mm256_unpacklo_epi8(second[p], none));
+            total[1][p].high = _mm256_add_epi16(total[1][p].high, _mm256_unpackhi_epi8(second[p], none));
+        }
+    }
+}
+
+// What becomes of the counts of P pairs of blocks from `block` on, of `blocks` in all: numbers of 32 bits, block by block.
+template <int P, class Emit>
+struct ToLanes {
+    const Emit& emit;
+    int64_t block, blocks;
+
+    METHOD Pair start(int) const { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    METHOD void operator()(int64_t row, int p, Pair total) const {
+        const int64_t first = block + 2 * p;
+        emit(row, first, total.block(0));
+        if (first + 1 < blocks) emit(row, first + 1, total.block(1));
+    }
+};
+
+// Or bits: no row is so long that 16 bits would not tell where a count lies, see `outside`.
+template <int P, class Emit>
+struct ToPairBits {
+    const Emit& emit;
+    int64_t block, blocks;
+    Pair starts[P], widths[P];
+
+    METHOD ToPairBits(const Emit& emit, int64_t block, int64_t blocks) : emit(emit), block(block), blocks(blocks) {
+        for (int p = 0; p < P; p++) {
+            const int64_t first = block + 2 * p, second = first + 1 < blocks ? first + 1 : first;
+            starts[p] = pair_of(emit.start(first), emit.start(second));
+            widths[p] = pair_of(load(emit.width + first * 16), load(emit.width + second * 16));
+        }
+    }
+    METHOD Pair start(int p) const { return starts[p]; }
+    METHOD void operator()(int64_t row, int p, Pair total) const {
+        const __m256i low = _mm256_cmpeq_epi16(_mm256_max_epu16(total.low, widths[p].low), total.low);
+        const __m256i high = _mm256_cmpeq_epi16(_mm256_max_epu16(total.high, widths[p].high), total.high);
+        const uint32_t bits = (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(low, high));
+        const int64_t first = block + 2 * p;
+        emit.store(row, first, (uint16_t)bits);
+        if (first + 1 < blocks) emit.store(row, first + 1, (uint16_t)(bits >> 16));
+    }
+};
+
+template <int P, class Emit>
+SIMD ToLanes<P, Emit> pairs_for(const Emit& emit, const void*, int64_t block, int64_t blocks) {
+    return {emit, block, blocks};
+}
+template <int P, class Emit>
+SIMD ToPairBits<P, Emit> pairs_for(const Emit& emit, const ToBits*, int64_t block, int64_t blocks) {
+    return {emit, block, blocks};
+}
+
+// Two rows from `row` on, or one if it is the last.
+template <int P, class Emit>
+SIMD void look_up_tile(const uint16_t* places, const uint8_t* weights, int64_t half_bytes, int64_t row, int64_t rows,
+                       const Emit& emit) {
+    Pair total[2][P];
+    for (int p = 0; p < P; p++) total[0][p] = total[1][p] = emit.start(p);
+    look_up<P>(places, weights, half_bytes, total);
+    for (int p = 0; p < P; p++) emit(row, p, total[0][p]);
+    if (row + 1 == rows) return;
+    for (int p = 0; p < P; p++) emit(row + 1, p, total[1][p]);
+}
+
+template <int P, class Emit>
+SIMD void look_up_rows(const Places& places, const uint8_t* weights, const Emit& emit) {
+    uint16_t own[LOOKUP_WORDS * 8 + 32];
+    for (int64_t row = 0; row < places.rows; row += 2)
+        look_up_tile<P>(places.of(row, own), weights, places.half_bytes, row, places.rows, emit);
+}
+
+// Take groups of blocks apart, and hand them to `look.template up<pairs>(weights, first block)`.
+template <class Look>
+void look_up_groups(const uint32_t* weight, int64_t words, int64_t blocks, const Look& look) {
+    Apart apart;
+    const int64_t pairs = (blocks + 1) / 2, most = LOOKUP_BYTES / (half_bytes_of(words) * 32);
+    for (int64_t pair = 0; pair < pairs;) {
+        const int64_t left = pairs - pair < most ? pairs - pair : most;
+        const int number = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
+        apart.take(weight + 2 * pair * words * 16, words, blocks - 2 * pair, number);
+        if (number == 3)
+            look.template up<3>(apart.memory, 2 * pair);
+        else if (number == 2)
+            look.template up<2>(apart.memory, 2 * pair);
+        else
+            look.template up<1>(apart.memory, 2 * pair);
+        pair += number;
+    }
+}
+
+template <class Emit>
+struct LookRows {
+    const Places& places;
+    int64_t blocks;
+    const Emit& emit;
+
+    template <int P>
+    METHOD void up(const uint8_t* weights, int64_t block) const {
+        look_up_rows<P>(places, weights, pairs_for<P>(emit, &emit, block, blocks));
+    }
+};
+
+template <class Emit>
+void look_up_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
+                       const Emit& emit) {
+    const Places places(a, rows, words);
+    look_up_groups(weight, words, blocks, LookRows<Emit>{places, blocks, emit});
+}
