@@ -151,7 +151,7 @@ def check_selection(selection: str, step: Tensor, limit: Tensor, heads: int, hea
 
 
 def large_windows(x: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> Tensor | None:
-    """Make room ``(windows, blocks, rows, 16)`` for the hidden layer of large windows; ``None`` where they are small.
+    """Make room ``(windows, pairs of blocks, 2, rows, 16)`` for the hidden layer of large windows; ``None`` where they are small.
 
     Where windows are so large that whole ones are too few to share out, or fewer than threads, threads share their
     channels.
@@ -159,7 +159,7 @@ def large_windows(x: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> T
     windows = len(x) * layout.windows
     if layout.tokens <= FEW_TOKENS and windows >= torch.get_num_threads():
         return None
-    return x.new_empty((windows, num_blocks(x.shape[2]), rows, LANES), dtype=dtype)
+    return x.new_empty((windows, (num_blocks(x.shape[2]) + 1) // 2, 2, rows, LANES), dtype=dtype)
 
 
 def native_path(x: Tensor, addresses: Sequence[int | None]) -> int | None:

@@ -112,8 +112,8 @@ int run_mlp(const Args* args, Kernel mix_in, Kernel mlp, Kernel mix_out, const v
     if (!apart) return run_rows(args, mlp, rows, words, threads, seconds);
     // The branch reads the tokens before the MLP changes them, and adds to them afterwards. Each step looks for the
     // tokens of its window, so that few steps are better.
-    const int64_t blocks = blocks_of(args->channels), mixes = windows_of(args->layout) * blocks;
-    const int64_t share = ceil_div(mixes, threads), step = share < blocks ? share : blocks;
+    const int64_t pairs = ceil_div(blocks_of(args->channels), 2), mixes = windows_of(args->layout) * pairs;
+    const int64_t share = ceil_div(mixes, threads), step = share < pairs ? share : pairs;
     const int64_t mix_words = MixMemory(args, nullptr).words;
     return run(args, mix_in, mixes, step, mix_words, threads, seconds) ||
            run_rows(args, mlp, rows, words, threads, seconds) ||

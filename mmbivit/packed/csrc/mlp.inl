@@ -35,18 +35,6 @@ SIMD void all_differing_tokens(const uint32_t* tokens, const uint32_t* weight, i
     }
 }
 
-// Hidden bits of 16 channels, [hidden word][channel]; `out` starts as 0.
-struct ToMixedBits {
-    const uint32_t *low, *width;
-    uint32_t* out;
-
-    METHOD void operator()(int64_t row, I16 count) const {
-        uint32_t* word = out + row / 32 * 16;
-        const M16 set = outside(count, broadcast(low[row]), broadcast(width[row]));
-        store(word, or_where(load(word), set, broadcast(1u << row % 32)));
-    }
-};
-
 // The branch's output of 16 channels, added to a real token.
 struct ToTokens {
     float* const* rows;
@@ -70,46 +58,76 @@ SIMD int channels_left(const MlpArgs* args, int64_t block) {
     return args->channels - block * 16 < 16 ? (int)(args->channels - block * 16) : 16;
 }
 
-// Signs along the tokens of 16 channels, then the hidden layer as bits.
-SIMD void mix_tokens_in(const MlpArgs* args, const MixScratch& s, int64_t block, uint32_t* hidden) {
-    const int64_t c = block * 16;
+// A token of 16 channels after the norm, which leaves padding 0.
+SIMD F16 normed_token(const MlpArgs* args, const MixScratch& s, int64_t t, int64_t block, F16 gain, F16 shift) {
+    if (!s.rows[t]) return zero_f();
+    const float* x = args->normed + (s.rows[t] - args->x) + block * 16;
     const int left = channels_left(args, block);
-    const F16 gain = load_f(args->si_gain + c), shift = load_f(args->si_shift + c);
-    for (int64_t w = 0; w < s.token_words; w++) {
-        I16 word = zero();
-        for (int64_t t = w * 32; t < s.tokens && t < w * 32 + 32; t++) {
-            F16 y = zero_f();  // padding is 0 after the norm
-            if (s.rows[t]) {
-                const float* normed = args->normed + (s.rows[t] - args->x) + c;
-                y = mul_add(left < 16 ? load_f(normed, left) : load_f(normed), gain, shift);
-            }
-            word = or_where(word, at_least_f(y, broadcast_f(args->si_gamma[t])), broadcast(1u << t % 32));
-        }
-        store(s.token_bits + w * 16, word);
+    return mul_add(left < 16 ? load_f(x, left) : load_f(x), gain, shift);
+}
+
+SIMD ToTokens to_tokens(const MlpArgs* args, const MixScratch& s, int64_t block) {
+    return {s.rows, args->si2_scale, args->si2_bias, load_f(args->si_alpha + block * 16), args->si_hidden, block * 16,
+            channels_left(args, block)};
+}
+
+#ifdef LOOKUP
+#include "mix_avx2.inl"
+#else
+// Hidden bits of 16 channels, [hidden word][channel]; `out` starts as 0.
+struct ToMixedBits {
+    const uint32_t *low, *width;
+    uint32_t* out;
+
+    METHOD void operator()(int64_t row, I16 count) const {
+        uint32_t* word = out + row / 32 * 16;
+        const M16 set = outside(count, broadcast(low[row]), broadcast(width[row]));
+        store(word, or_where(load(word), set, broadcast(1u << row % 32)));
     }
-    memset(hidden, 0, s.si_words * 16 * sizeof(uint32_t));
-    const ToMixedBits emit = {args->si1_low, args->si1_width, hidden};
-    all_differing_tokens(s.token_bits, args->si1_weight, s.token_words, args->si_hidden, emit);
-}
+};
 
-SIMD void mix_tokens_out(const MlpArgs* args, const MixScratch& s, int64_t block, const uint32_t* hidden) {
-    const int left = channels_left(args, block);
-    const F16 alpha = load_f(args->si_alpha + block * 16);
-    const ToTokens emit = {s.rows, args->si2_scale, args->si2_bias, alpha, args->si_hidden, block * 16, left};
-    all_differing_tokens(hidden, args->si2_weight, s.si_words, s.tokens, emit);
-}
+// The branch for two blocks of channels at a time; hidden bits of each take 16 channels x hidden words.
+struct Mixer {
+    const MlpArgs* args;
+    const MixScratch& s;
 
-// One half of the spatial interaction alone, for 16 channels of a window at a time: where windows are so large that
-// whole ones are too few to share out. Its hidden bits lie in `args->si_bits`, [window][block][hidden word][channel].
+    METHOD Mixer(const MlpArgs* args, const MixScratch& s) : args(args), s(s) {}
+    // Signs along the tokens, then the hidden layer as bits.
+    METHOD void in(int64_t pair, uint32_t* hidden) const {
+        for (int64_t block = 2 * pair; block < 2 * pair + 2 && block < s.blocks; block++, hidden += s.si_words * 16) {
+            const F16 gain = load_f(args->si_gain + block * 16), shift = load_f(args->si_shift + block * 16);
+            for (int64_t w = 0; w < s.token_words; w++) {
+                I16 word = zero();
+                for (int64_t t = w * 32; t < s.tokens && t < w * 32 + 32; t++) {
+                    const F16 y = normed_token(args, s, t, block, gain, shift);
+                    word = or_where(word, at_least_f(y, broadcast_f(args->si_gamma[t])), broadcast(1u << t % 32));
+                }
+                store(s.token_bits + w * 16, word);
+            }
+            memset(hidden, 0, s.si_words * 16 * sizeof(uint32_t));
+            const ToMixedBits emit = {args->si1_low, args->si1_width, hidden};
+            all_differing_tokens(s.token_bits, args->si1_weight, s.token_words, args->si_hidden, emit);
+        }
+    }
+    METHOD void out(int64_t pair, const uint32_t* hidden) const {
+        for (int64_t block = 2 * pair; block < 2 * pair + 2 && block < s.blocks; block++, hidden += s.si_words * 16)
+            all_differing_tokens(hidden, args->si2_weight, s.si_words, s.tokens, to_tokens(args, s, block));
+    }
+};
+#endif
+
+// One half of the spatial interaction alone, for two blocks of channels of a window at a time: where windows are so large
+// that whole ones are too few to share out. Hidden bits lie in `args->si_bits`, 16 channels x hidden words for each block.
 template <bool IN>
 void mix(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const MixScratch s(args, worker->memory);
-    const int64_t blocks = blocks_of(args->channels);
+    const Mixer mixer(args, s);
+    const int64_t pairs = ceil_div(s.blocks, 2);
     for (int64_t unit = begin; unit < end; unit++) {
-        if (unit == begin || unit % blocks == 0) find_tokens(args->layout, args->x, args->channels, unit / blocks, s);
-        uint32_t* hidden = args->si_bits + unit * s.si_words * 16;
-        IN ? mix_tokens_in(args, s, unit % blocks, hidden) : mix_tokens_out(args, s, unit % blocks, hidden);
+        if (unit == begin || unit % pairs == 0) find_tokens(args->layout, args->x, args->channels, unit / pairs, s);
+        uint32_t* hidden = args->si_bits + unit * 2 * s.si_words * 16;
+        IN ? mixer.in(unit % pairs, hidden) : mixer.out(unit % pairs, hidden);
     }
     timer.lap(PHASE_SI);
 }
@@ -121,8 +139,9 @@ void mix_out(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) { 
 void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const MlpScratch s(args, worker->memory);
+    const Mixer mixer(args, s);
     const int64_t words = words_of(args->channels), hidden_words = words_of(args->hidden);
-    const int64_t blocks = blocks_of(args->channels), hidden_blocks = blocks_of(args->hidden);
+    const int64_t hidden_blocks = blocks_of(args->hidden), pairs = ceil_div(s.blocks, 2), pair_words = 2 * s.si_words * 16;
     const bool mixes = mixes_inside(args);
     if (hidden_blocks % 2) memset(s.hidden, 0, s.tokens * hidden_words * sizeof(uint32_t));
     for (int64_t unit = begin; unit < end; unit += mixes ? 1 : s.tokens) {
@@ -139,7 +158,7 @@ void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
         }
         timer.lap(PHASE_PACK);
         if (mixes) {
-            for (int64_t b = 0; b < blocks; b++) mix_tokens_in(args, s, b, s.si_hidden + b * s.si_words * 16);
+            for (int64_t p = 0; p < pairs; p++) mixer.in(p, s.si_hidden + p * pair_words);
             timer.lap(PHASE_SI);
         }
         const ToRowBits to_hidden = {{args->fc1_low, args->fc1_width}, halves(s.hidden), hidden_words * 2};
@@ -147,10 +166,10 @@ void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
         timer.lap(PHASE_FC1);
         const ToFloats<true, false> to_x = {s.real_rows, s.real_rows, args->fc2_scale, args->fc2_bias,
                                             nullptr, args->hidden, args->channels, 0};
-        count_differing(s.hidden, rows, hidden_words, args->fc2_weight, blocks, to_x);
+        count_differing(s.hidden, rows, hidden_words, args->fc2_weight, s.blocks, to_x);
         timer.lap(PHASE_FC2);
         if (mixes) {
-            for (int64_t b = 0; b < blocks; b++) mix_tokens_out(args, s, b, s.si_hidden + b * s.si_words * 16);
+            for (int64_t p = 0; p < pairs; p++) mixer.out(p, s.si_hidden + p * pair_words);
             timer.lap(PHASE_SI);
         }
     }

@@ -257,16 +257,19 @@ SIMD void mix_tokens_out(const ResidualMlpArgs* args, const ResidualMixScratch& 
     });
 }
 
-// See `mix` in mlp.inl; hidden values lie in `args->si_values`, [window][block][hidden][channel].
+// See `mix` in mlp.inl; hidden values lie in `args->si_values`, [window][pair][block][hidden][channel].
 template <bool IN>
 void residual_mix(const ResidualMlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const ResidualMixScratch s(args, worker->memory);
-    const int64_t blocks = blocks_of(args->channels);
+    const int64_t blocks = blocks_of(args->channels), pairs = ceil_div(blocks, 2);
     for (int64_t unit = begin; unit < end; unit++) {
-        if (unit == begin || unit % blocks == 0) find_tokens(args->layout, args->x, args->channels, unit / blocks, s);
-        float* hidden = args->si_values + unit * args->si_hidden * 16;
-        IN ? mix_tokens_in(args, s, unit % blocks, hidden) : mix_tokens_out(args, s, unit % blocks, hidden);
+        if (unit == begin || unit % pairs == 0) find_tokens(args->layout, args->x, args->channels, unit / pairs, s);
+        float* hidden = args->si_values + unit * 2 * args->si_hidden * 16;
+        for (int64_t block = unit % pairs * 2; block < unit % pairs * 2 + 2 && block < blocks; block++) {
+            IN ? mix_tokens_in(args, s, block, hidden) : mix_tokens_out(args, s, block, hidden);
+            hidden += args->si_hidden * 16;
+        }
     }
     timer.lap(PHASE_SI);
 }

@@ -158,7 +158,7 @@ inline bool mixes_inside(const MlpArgs* args) { return args->si_gain && !args->s
 inline bool mixes_inside(const ResidualMlpArgs* args) { return args->si_gain && !args->si_values; }
 
 struct MixScratch : WindowScratch {
-    int64_t tokens, token_words, si_words;
+    int64_t tokens, blocks, token_words, si_words;
     uint32_t* token_bits;
 
     MixScratch(const MlpArgs* args, uint32_t* memory)
@@ -166,8 +166,12 @@ struct MixScratch : WindowScratch {
 
    protected:
     MixScratch(const MlpArgs* args, int64_t tokens, uint32_t* memory)
-        : WindowScratch(tokens, memory), tokens(tokens), token_words(words_of(tokens)), si_words(words_of(args->si_hidden)) {
-        token_bits = take(token_words * 16);
+        : WindowScratch(tokens, memory),
+          tokens(tokens),
+          blocks(blocks_of(args->channels)),
+          token_words(words_of(tokens)),
+          si_words(words_of(args->si_hidden)) {
+        token_bits = take((token_words > si_words ? token_words : si_words) * 64 + 16);  // as half bytes, of two blocks
     }
 };
 
@@ -180,7 +184,7 @@ struct MlpScratch : MixScratch {
         real_rows = take_array<float*>(tokens);
         bits = take(tokens * words_of(args->channels));
         hidden = take(tokens * words_of(args->hidden));
-        si_hidden = take(mixes_inside(args) ? blocks_of(args->channels) * si_words * 16 : 0);
+        si_hidden = take(mixes_inside(args) ? (blocks + 1) / 2 * 2 * si_words * 16 : 0);
     }
 };
 
