@@ -62,22 +62,18 @@ SIMD F16 exp_f(F16 x) {
     return mul_f(y, as_floats(add(to_exponent(as_bits(shifted)), broadcast(127u << 23))));
 }
 
-// Select the keys of one query and return how many they are. VECTORS is the number of key vectors, 0 if only known
-// at run time; their scores then lie in `memory`.
-template <int VECTORS>
-SIMD int select_keys(const uint32_t* query, const uint32_t* keys, int64_t head_words, int64_t padded,
-                     const float* bias, const uint32_t* allowed, const Selection& choice, int64_t head,
-                     float* memory, uint32_t* selected) {
+// Select the keys of one query, given how many bits of each vector of them differ, and return how many they are. VECTORS is
+// the number of key vectors, 0 if only known at run time; their scores then lie in `memory`.
+template <int VECTORS, class Counts>
+SIMD int select_counted(const Counts& differing, int64_t padded, const float* bias, const uint32_t* allowed,
+                        const Selection& choice, int64_t head, float* memory, uint32_t* selected) {
     const int vectors = VECTORS ? VECTORS : (int)(padded / 16);
     const F16 step = broadcast_f(-choice.step[head]);
     F16 fixed[VECTORS ? VECTORS : 1];
     const auto score = [&](int v) { return VECTORS ? fixed[VECTORS ? v : 0] : load_f(memory + v * 16); };
     F16 best = broadcast_f(-INFINITY);
     for (int v = 0; v < vectors; v++) {
-        I16 counts = zero();
-        for (int64_t w = 0; w < head_words; w++)
-            counts = add_counts(counts, count_bits(bit_xor(broadcast(query[w * padded]), load(keys + w * padded + v * 16))));
-        F16 y = mul_add(to_float(widen_counts(counts)), step, load_f(bias + v * 16));
+        F16 y = mul_add(to_float(differing(v)), step, load_f(bias + v * 16));
         if (allowed) y = where_f(mask_from_bits(allowed[v / 2] >> v % 2 * 16 & 0xffff), y, broadcast_f(-INFINITY));
         if (VECTORS)
             fixed[VECTORS ? v : 0] = y;
@@ -102,6 +98,19 @@ SIMD int select_keys(const uint32_t* query, const uint32_t* keys, int64_t head_w
         number += popcount(bits);
     }
     return number;
+}
+
+template <int VECTORS>
+SIMD int select_keys(const uint32_t* query, const uint32_t* keys, int64_t head_words, int64_t padded,
+                     const float* bias, const uint32_t* allowed, const Selection& choice, int64_t head,
+                     float* memory, uint32_t* selected) {
+    const auto differing = [&](int v) {
+        I16 counts = zero();
+        for (int64_t w = 0; w < head_words; w++)
+            counts = add_counts(counts, count_bits(bit_xor(broadcast(query[w * padded]), load(keys + w * padded + v * 16))));
+        return widen_counts(counts);
+    };
+    return select_counted<VECTORS>(differing, padded, bias, allowed, choice, head, memory, selected);
 }
 
 // Count the set bits of 16 channels of the selected values.
@@ -165,11 +174,48 @@ void select_values(const Args* args, const HeadScratch& s, const SelectScratch& 
     }
 }
 
+#ifdef LOOKUP
+// The same of windows of 49 to 64 tokens and heads of one word, by half bytes.
+template <class Args, class Emit>
+void select_looked_up(const Args* args, const HeadScratch& s, int64_t head, int64_t begin, int64_t end, const Emit& emit) {
+    const int64_t blocks = s.head_blocks;
+    alignas(32) uint8_t keys[9 * 2 * 32] = {0}, values[18 * 32] = {0};
+    for (int half = 0; half < 2; half++) {
+        const uint32_t* words = s.keys + head * 64 + half * 32;
+        take_apart(words, words + 16, keys + half * 32, 64);
+        words = s.values + (half * args->heads + head) * blocks * 16;
+        take_apart(words, words + (blocks - 1) * 16, values + half * 8 * 32, 32);
+    }
+    // Step by step for all queries, so that they do not wait for each other.
+    const int64_t number = end - begin;
+    const int32_t* real = s.real + begin;
+    const float* biases = args->bias ? args->bias + head * s.tokens * 64 : nullptr;
+    const Selection choice = args->selection;
+    uint32_t queries[64], selected[64][2];
+    int numbers[64];
+    Pair differing[64][2];
+    for (int64_t q = 0; q < number; q++) queries[q] = s.queries[head * 64 + real[q]];
+    look_up_rows<2>(DIFFERING_BITS, RowsToCount(queries, number, 1), keys, ToPairs<2>{differing});
+    for (int64_t q = 0; q < number; q++)
+        numbers[q] = select_counted<4>([&](int v) { return differing[q][v / 2].block(v % 2); }, 64,
+                                       biases ? biases + real[q] * 64 : s.no_bias,
+                                       s.window->masked ? s.allowed + real[q] * 2 : nullptr, choice, head, nullptr, selected[q]);
+    Pair set[64][1];
+    look_up_rows<1>(COMMON_BITS, RowsToCount(selected[0], number, 2), values, ToPairs<1>{set});
+    for (int64_t q = 0; q < number; q++)
+        for (int64_t b = 0; b < blocks; b++) emit(begin + q, b, set[q][0].block((int)b), numbers[q]);
+}
+#endif
+
 template <class Args, class Emit>
 void select_values(const Args* args, const HeadScratch& s, const SelectScratch& own, int64_t head, int64_t begin,
                    int64_t end, const Emit& emit) {
     if (s.padded_tokens == 64 && s.head_words == 1)
+#ifdef LOOKUP
+        select_looked_up(args, s, head, begin, end, emit);
+#else
         select_values<4, 1>(args, s, own, head, begin, end, emit);
+#endif
     else if (s.padded_tokens == 64)
         select_values<4, 0>(args, s, own, head, begin, end, emit);
     else if (s.padded_tokens == 16)
@@ -187,20 +233,24 @@ void window_qkv(const AttentionArgs* args, const AttentionScratch& s, int64_t be
             memcpy(s.bits + t * words, args->padding, words * sizeof(uint32_t));
     }
     timer.lap(PHASE_PACK);
+    const uint32_t *low = args->qkv_low, *width = args->qkv_width, *weight = args->qkv_weight;
     uint32_t* values = s.values + begin / 32 * padded;
-    ToHeadBits to_heads = {{args->qkv_low, args->qkv_width}, halves(s.queries) + begin * 2, s.offsets, 2 * blocks, values, padded};
+    const RowsToCount rows(s.bits + begin * words, end - begin, words);
+    const ToHeadBits to_queries = {{low, width}, halves(s.queries) + begin * 2, s.offsets};
+    const ToHeadBits to_keys = {{low + padded, width + padded}, halves(s.keys) + begin * 2, s.offsets};
+    count_differing(rows, weight, blocks, to_queries);
+    count_differing(rows, weight + padded * words, blocks, to_keys);
+    low += 2 * padded, width += 2 * padded, weight += 2 * padded * words;
 #ifdef LOOKUP
-    to_heads.values = s.out + begin * s.out_words;  // free until the heads are done
-    to_heads.channels = s.out_words * 32;
-#endif
-    count_differing(s.bits + begin * words, end - begin, words, args->qkv_weight, 3 * blocks, to_heads);
-#ifdef LOOKUP
-    for (int64_t t = 0; t < end - begin; t += 32)
+    uint32_t* bits = s.out + begin * s.out_words;  // free until the heads are done
+    count_differing(rows, weight, blocks, ToRowBits{{low, width}, halves(bits), s.out_words * 2});
+    for (int64_t t = 0; t < rows.number; t += 32)
         for (int64_t c = 0; c < padded; c += 32) {
-            const int64_t tokens = end - begin - t < 32 ? end - begin - t : 32, channels = padded - c < 32 ? padded - c : 32;
-            transpose_bits(to_heads.values + t * s.out_words + c / 32, s.out_words, tokens, channels,
-                           values + t / 32 * padded + c);
+            const int64_t tokens = rows.number - t < 32 ? rows.number - t : 32, channels = padded - c < 32 ? padded - c : 32;
+            transpose_bits(bits + t * s.out_words + c / 32, s.out_words, tokens, channels, values + t / 32 * padded + c);
         }
+#else
+    count_differing(rows, weight, blocks, ToTokenBits{{low, width}, values, padded});
 #endif
     timer.lap(PHASE_QKV);
 }
@@ -228,7 +278,7 @@ void window_project(const AttentionArgs* args, const AttentionScratch& s, int64_
 
 void prepare(const AttentionArgs* args, const AttentionScratch& s) {
     const int64_t blocks = args->heads * s.head_blocks, head_size = s.head_words * s.padded_tokens;
-    for (int64_t b = 0; b < 2 * blocks; b++) {  // keys lie behind queries
+    for (int64_t b = 0; b < blocks; b++) {
         const int64_t part = b % s.head_blocks;
         s.offsets[b] = (int32_t)((b / s.head_blocks * head_size + part / 2 * s.padded_tokens) * 2 + part % 2);
     }

@@ -110,7 +110,7 @@ struct LookPixels {
                     end = (first + words) * 8;
                 });
                 for (; end < half_bytes; end++) places[end] = 0;
-                look_up_tile<P>(places, weights, half_bytes, pixel, number, to);
+                look_up_tile<P>(DIFFERING_BITS, places, weights, half_bytes, pixel, number, to);
             }
         });
     }

@@ -119,6 +119,8 @@ SIMD void add_differing(const uint32_t* a, int64_t stride, const Weights& weight
 struct Rows {
     const uint32_t* bits;
     int64_t number, words;
+
+    METHOD Rows(const uint32_t* bits, int64_t number, int64_t words) : bits(bits), number(number), words(words) {}
 };
 
 template <int R, int B, class Emit>
@@ -198,44 +200,50 @@ struct ToRowBits : ToBits {
     METHOD void store(int64_t row, int64_t block, uint16_t bits) const { out[row * stride + block] = bits; }
 };
 
-// Bits of queries, keys and values, one after another: of the former [head][word][token], as one vector holds the same
-// word of 16 tokens, and of values along the tokens, [token word][channel], which start as 0.
+// Bits of queries or keys, [head][word][token]: one vector holds the same word of 16 tokens.
 struct ToHeadBits : ToBits {
-    uint16_t* heads;
-    const int32_t* offsets;  // of each block of queries and keys, in halves
-    int64_t first_value;     // the first block of values
-    uint32_t* values;
-    int64_t channels;
+    uint16_t* out;
+    const int32_t* offsets;  // of each block, in halves
 
     METHOD void operator()(int64_t row, int64_t block, I16 count) const {
-        if (block < first_value) return store_bits(heads + offsets[block] + row * 2, set(block, count));
-        uint32_t* word = values + row / 32 * channels + (block - first_value) * 16;
-        ::store(word, or_where(load(word), set(block, count), broadcast(1u << row % 32)));
+        store_bits(out + offsets[block] + row * 2, set(block, count));
     }
-    // Of values, `values` has rows of bits then.
-    METHOD void store(int64_t row, int64_t block, uint16_t bits) const {
-        if (block < first_value)
-            heads[offsets[block] + row * 2] = bits;
-        else
-            halves(values)[row * channels / 16 + block - first_value] = bits;
-    }
+    METHOD void store(int64_t row, int64_t block, uint16_t bits) const { out[offsets[block] + row * 2] = bits; }
 };
 
 #ifdef LOOKUP
 #include "lookup_avx2.inl"
+#else
+typedef Rows RowsToCount;
+
+// Bits of values along the tokens, [token word][channel]; `out` starts as 0.
+struct ToTokenBits : ToBits {
+    uint32_t* out;
+    int64_t channels;
+
+    METHOD void operator()(int64_t row, int64_t block, I16 count) const {
+        uint32_t* word = out + row / 32 * channels + block * 16;
+        store(word, or_where(load(word), set(block, count), broadcast(1u << row % 32)));
+    }
+};
 #endif
+
+template <class Emit>
+void count_differing(const RowsToCount& rows, const uint32_t* weight, int64_t blocks, const Emit& emit) {
+    const int64_t words = rows.words;
+#ifdef LOOKUP
+    if (words <= LOOKUP_WORDS) return look_up_groups(weight, words, blocks, LookRows<Emit>{rows, blocks, emit});
+#endif
+    int64_t block = 0;
+    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS)
+        rows_of_tiles<COUNT_BLOCKS>(rows, {weight + block * words * 16, words}, block, emit);
+    for (; block < blocks; block++) rows_of_tiles<1>(rows, {weight + block * words * 16, words}, block, emit);
+}
 
 template <class Emit>
 void count_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
                      const Emit& emit) {
-#ifdef LOOKUP
-    if (words <= LOOKUP_WORDS) return look_up_differing(a, rows, words, weight, blocks, emit);
-#endif
-    const Rows all = {a, rows, words};
-    int64_t block = 0;
-    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS)
-        rows_of_tiles<COUNT_BLOCKS>(all, {weight + block * words * 16, words}, block, emit);
-    for (; block < blocks; block++) rows_of_tiles<1>(all, {weight + block * words * 16, words}, block, emit);
+    count_differing(RowsToCount(a, rows, words), weight, blocks, emit);
 }
 
 }  // namespace

@@ -5,18 +5,19 @@
 #define LOOKUP_BYTES (128 << 10)  // of weights that were taken apart
 
 // The count of the first row in the lower half of a byte, that of the second in the upper.
-struct DifferingBits {
-    alignas(64) uint8_t counts[16][16][16];  // [second][first][weight]
+struct HalfByteCounts {
+    alignas(64) uint8_t of[16][16][16];  // [second][first][weight]
 
-    constexpr DifferingBits() : counts() {
-        for (int i = 0; i < 16 * 16 * 16; i++) counts[i / 256][i / 16 % 16][i % 16] = of(i / 16, i) | of(i / 256, i) << 4;
+    explicit constexpr HalfByteCounts(bool differing) : of() {
+        for (int i = 0; i < 16 * 16 * 16; i++) {
+            const int weight = i % 16, first = i / 16 % 16, second = i / 256;
+            of[second][first][weight] = (uint8_t)(differing ? bits(first ^ weight) | bits(second ^ weight) << 4
+                                                            : bits(first & weight) | bits(second & weight) << 4);
+        }
     }
-    static constexpr uint8_t of(int a, int b) {
-        const int differing = (a ^ b) % 16;
-        return (uint8_t)(differing % 2 + differing / 2 % 2 + differing / 4 % 2 + differing / 8);
-    }
+    static constexpr int bits(int x) { return x % 2 + x / 2 % 2 + x / 4 % 2 + x / 8; }
 };
-constexpr DifferingBits DIFFERING_BITS;
+constexpr HalfByteCounts DIFFERING_BITS(true), COMMON_BITS(false);
 
 // How many half bytes rows of words have, and those that fill the last step of three, which are 0.
 SIMD int64_t half_bytes_of(int64_t words) { return ceil_div(words * 8, 3) * 3; }
@@ -36,24 +37,23 @@ SIMD void find_places(const uint32_t* first, const uint32_t* second, int64_t wor
     }
 }
 
-// Places of rows of bits, taken once where all of them fit. Two rows at a time: the last may be alone, and stands for both.
-struct Places {
+// Rows of bits, and their places, found once where all of them fit. Two rows at a time: the last may be alone, and stands for both.
+struct RowsToCount : Rows {
     static const int64_t MOST = ROWS_AT_A_TIME / 2 * 96 * 8;
-    const uint32_t* bits;
-    int64_t rows, words, half_bytes;
+    int64_t half_bytes;
     bool all;
     alignas(64) uint16_t memory[MOST + 32];
 
-    METHOD Places(const uint32_t* bits, int64_t rows, int64_t words)
-        : bits(bits), rows(rows), words(words), half_bytes(half_bytes_of(words)), all((rows + 1) / 2 * half_bytes <= MOST) {
-        for (int64_t row = 0; all && row < rows; row += 2) find(row, memory + row / 2 * half_bytes);
+    METHOD RowsToCount(const uint32_t* bits, int64_t number, int64_t words)
+        : Rows(bits, number, words), half_bytes(half_bytes_of(words)), all((number + 1) / 2 * half_bytes <= MOST) {
+        for (int64_t row = 0; all && row < number; row += 2) find(row, memory + row / 2 * half_bytes);
     }
     METHOD void find(int64_t row, uint16_t* out) const {
-        find_places(bits + row * words, bits + (row + 1 < rows ? row + 1 : row) * words, words, out);
+        find_places(bits + row * words, bits + (row + 1 < number ? row + 1 : row) * words, words, out);
         for (int64_t k = words * 8; k < half_bytes; k++) out[k] = 0;
     }
     // Places of a row and the next, if need be in `own`.
-    METHOD const uint16_t* of(int64_t row, uint16_t* own) const {
+    METHOD const uint16_t* places(int64_t row, uint16_t* own) const {
         if (all) return memory + row / 2 * half_bytes;
         find(row, own);
         return own;
@@ -91,25 +91,29 @@ SIMD void transpose_bits(const uint32_t* rows, int64_t stride, int64_t number, i
     memcpy(out, turned, channels * sizeof(uint32_t));
 }
 
-// Half bytes of the weights of up to 3 pairs of blocks, [half byte][pair][32], in the order of `find_places`.
+// Half bytes of a word of each of 32 channels, `stride` apart, in the order of `find_places`.
+SIMD void take_apart(const uint32_t* first, const uint32_t* second, uint8_t* out, int64_t stride) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i bytes[4];
+    transpose_bytes(first, second, bytes);
+    for (int i = 0; i < 4; i++) {
+        _mm256_store_si256((__m256i*)(out + i * stride), _mm256_and_si256(bytes[i], low));
+        _mm256_store_si256((__m256i*)(out + (i + 4) * stride), _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), low));
+    }
+}
+
+// Half bytes of the weights of up to 3 pairs of blocks, [half byte][pair][32].
 struct Apart {
     alignas(64) uint8_t memory[LOOKUP_BYTES];
 
     METHOD void take(const uint32_t* weight, int64_t words, int64_t blocks, int pairs) {
-        alignas(32) const uint32_t none[16] = {0};
-        const __m256i low = _mm256_set1_epi8(15);
+        const uint32_t none[16] = {0};
         for (int pair = 0; pair < pairs; pair++) {
             const uint32_t *first = weight + 2 * pair * words * 16, *second = first + words * 16;
             const bool both = 2 * pair + 1 < blocks;
             for (int64_t k = 0; k < words; k++) {
-                __m256i bytes[4];
-                transpose_bytes(first + k * 16, both ? second + k * 16 : none, bytes);
                 uint8_t* out = memory + (k * 8 * pairs + pair) * 32;
-                for (int i = 0; i < 4; i++) {
-                    _mm256_store_si256((__m256i*)(out + i * pairs * 32), _mm256_and_si256(bytes[i], low));
-                    _mm256_store_si256((__m256i*)(out + (i + 4) * pairs * 32),
-                                       _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), low));
-                }
+                take_apart(first + k * 16, both ? second + k * 16 : none, out, pairs * 32);
             }
         }
         memset(memory + words * 8 * pairs * 32, 0, (half_bytes_of(words) - words * 8) * pairs * 32);
@@ -127,6 +131,8 @@ struct Pair {
     }
 };
 
+SIMD Pair no_counts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+
 SIMD __m256i narrow(__m256i first, __m256i second) {
     const __m256i low = _mm256_set1_epi32(0xffff);
     const __m256i both = _mm256_packus_epi32(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
@@ -137,7 +143,8 @@ SIMD Pair pair_of(I16 first, I16 second) { return {narrow(first.a, second.a), na
 
 // Add the counts of two rows and P pairs of blocks.
 template <int P>
-SIMD void look_up(const uint16_t* places, const uint8_t* weights, int64_t half_bytes, Pair (&total)[2][P]) {
+SIMD void look_up(const HalfByteCounts& counts_of, const uint16_t* places, const uint8_t* weights, int64_t half_bytes,
+                  Pair (&total)[2][P]) {
     const __m256i none = _mm256_setzero_si256(), low = _mm256_set1_epi8(15);
     for (int64_t start = 0; start < half_bytes; start += 60) {  // a byte holds 63 counts
         const int64_t end = half_bytes - start < 60 ? half_bytes : start + 60;
@@ -146,11 +153,11 @@ SIMD void look_up(const uint16_t* places, const uint8_t* weights, int64_t half_b
         for (int64_t k = start; k < end; k += 3) {  // half a byte holds 3 counts
             __m256i both[P];
             for (int i = 0; i < 3; i++) {
-                const uint8_t* row = DIFFERING_BITS.counts[0][0] + places[k + i];
-                const __m256i differing = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
+                const uint8_t* row = counts_of.of[0][0] + places[k + i];
+                const __m256i of_weights = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
                 for (int p = 0; p < P; p++) {
                     const __m256i w = _mm256_load_si256((const __m256i*)(weights + ((k + i) * P + p) * 32));
-                    const __m256i counts = _mm256_shuffle_epi8(differing, w);
+                    const __m256i counts = _mm256_shuffle_epi8(of_weights, w);
                     both[p] = i ? _mm256_add_epi8(both[p], counts) : counts;
                 }
             }
@@ -177,7 +184,7 @@ struct ToLanes {
     const Emit& emit;
     int64_t block, blocks;
 
-    METHOD Pair start(int) const { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    METHOD Pair start(int) const { return no_counts(); }
     METHOD void operator()(int64_t row, int p, Pair total) const {
         const int64_t first = block + 2 * p;
         emit(row, first, total.block(0));
@@ -219,23 +226,32 @@ SIMD ToPairBits<P, Emit> pairs_for(const Emit& emit, const ToBits*, int64_t bloc
     return {emit, block, blocks};
 }
 
+// The counts of P pairs of blocks themselves.
+template <int P>
+struct ToPairs {
+    Pair (*out)[P];
+
+    METHOD Pair start(int) const { return no_counts(); }
+    METHOD void operator()(int64_t row, int p, Pair total) const { out[row][p] = total; }
+};
+
 // Two rows from `row` on, or one if it is the last.
 template <int P, class Emit>
-SIMD void look_up_tile(const uint16_t* places, const uint8_t* weights, int64_t half_bytes, int64_t row, int64_t rows,
-                       const Emit& emit) {
+SIMD void look_up_tile(const HalfByteCounts& counts_of, const uint16_t* places, const uint8_t* weights, int64_t half_bytes,
+                       int64_t row, int64_t rows, const Emit& emit) {
     Pair total[2][P];
     for (int p = 0; p < P; p++) total[0][p] = total[1][p] = emit.start(p);
-    look_up<P>(places, weights, half_bytes, total);
+    look_up<P>(counts_of, places, weights, half_bytes, total);
     for (int p = 0; p < P; p++) emit(row, p, total[0][p]);
     if (row + 1 == rows) return;
     for (int p = 0; p < P; p++) emit(row + 1, p, total[1][p]);
 }
 
 template <int P, class Emit>
-SIMD void look_up_rows(const Places& places, const uint8_t* weights, const Emit& emit) {
+SIMD void look_up_rows(const HalfByteCounts& counts_of, const RowsToCount& rows, const uint8_t* weights, const Emit& emit) {
     uint16_t own[LOOKUP_WORDS * 8 + 32];
-    for (int64_t row = 0; row < places.rows; row += 2)
-        look_up_tile<P>(places.of(row, own), weights, places.half_bytes, row, places.rows, emit);
+    for (int64_t row = 0; row < rows.number; row += 2)
+        look_up_tile<P>(counts_of, rows.places(row, own), weights, rows.half_bytes, row, rows.number, emit);
 }
 
 // Take groups of blocks apart, and hand them to `look.template up<pairs>(weights, first block)`.
@@ -259,19 +275,12 @@ void look_up_groups(const uint32_t* weight, int64_t words, int64_t blocks, const
 
 template <class Emit>
 struct LookRows {
-    const Places& places;
+    const RowsToCount& rows;
     int64_t blocks;
     const Emit& emit;
 
     template <int P>
     METHOD void up(const uint8_t* weights, int64_t block) const {
-        look_up_rows<P>(places, weights, pairs_for<P>(emit, &emit, block, blocks));
+        look_up_rows<P>(DIFFERING_BITS, rows, weights, pairs_for<P>(emit, &emit, block, blocks));
     }
 };
-
-template <class Emit>
-void look_up_differing(const uint32_t* a, int64_t rows, int64_t words, const uint32_t* weight, int64_t blocks,
-                       const Emit& emit) {
-    const Places places(a, rows, words);
-    look_up_groups(weight, words, blocks, LookRows<Emit>{places, blocks, emit});
-}

@@ -15,7 +15,7 @@ struct ToMixedBits {
     const uint32_t *low, *width;
     __m256i* out;
 
-    METHOD Pair start(int) const { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    METHOD Pair start(int) const { return no_counts(); }
     METHOD void operator()(int64_t row, int, Pair total) const {
         const __m256i first = _mm256_set1_epi16((short)low[row]), range = _mm256_set1_epi16((short)width[row]);
         const auto set = [&](__m256i counts) {
@@ -33,7 +33,7 @@ struct ToPairTokens {
     ToTokens first, second;
     bool both;
 
-    METHOD Pair start(int) const { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    METHOD Pair start(int) const { return no_counts(); }
     METHOD void operator()(int64_t token, int, Pair total) const {
         first(token, total.block(0));
         if (both) second(token, total.block(1));
@@ -44,13 +44,13 @@ struct ToPairTokens {
 struct Mixer {
     const MlpArgs* args;
     const MixScratch& s;
-    const Places in_places, out_places;
+    const RowsToCount in_rows, out_rows;
 
     METHOD Mixer(const MlpArgs* args, const MixScratch& s)
         : args(args),
           s(s),
-          in_places(args->si1_weight, args->si1_weight ? args->si_hidden : 0, s.token_words),
-          out_places(args->si2_weight, args->si2_weight ? s.tokens : 0, s.si_words) {}
+          in_rows(args->si1_weight, args->si1_weight ? args->si_hidden : 0, s.token_words),
+          out_rows(args->si2_weight, args->si2_weight ? s.tokens : 0, s.si_words) {}
     METHOD __m256i* half_bytes() const { return reinterpret_cast<__m256i*>(s.token_bits); }
     METHOD void clear_from(int64_t i) const {
         for (; i % 3; i++) _mm256_store_si256(half_bytes() + i, _mm256_setzero_si256());
@@ -74,7 +74,7 @@ struct Mixer {
         clear_from(s.token_words * 8);
         memset(hidden, 0, s.si_words * 128);
         const ToMixedBits to_hidden = {args->si1_low, args->si1_width, reinterpret_cast<__m256i*>(hidden)};
-        look_up_rows<1>(in_places, reinterpret_cast<const uint8_t*>(signs), to_hidden);
+        look_up_rows<1>(DIFFERING_BITS, in_rows, reinterpret_cast<const uint8_t*>(signs), to_hidden);
     }
     METHOD void out(int64_t pair, const uint32_t* hidden) const {
         const int64_t block = 2 * pair, other = block + 1 < s.blocks ? block + 1 : block;
@@ -87,6 +87,6 @@ struct Mixer {
         }
         clear_from(s.si_words * 8);
         const ToPairTokens to_x = {to_tokens(args, s, block), to_tokens(args, s, other), other > block};
-        look_up_rows<1>(out_places, reinterpret_cast<const uint8_t*>(bits), to_x);
+        look_up_rows<1>(DIFFERING_BITS, out_rows, reinterpret_cast<const uint8_t*>(bits), to_x);
     }
 };

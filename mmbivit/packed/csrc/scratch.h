@@ -118,7 +118,7 @@ struct AttentionScratch : HeadScratch {
 
     AttentionScratch(const AttentionArgs* args, uint32_t* memory)
         : HeadScratch(args, memory), out_words(words_of(args->heads * head_blocks * 16)) {
-        offsets = take_array<int32_t>(2 * args->heads * head_blocks);
+        offsets = take_array<int32_t>(args->heads * head_blocks);
         out = take(tokens * out_words);
     }
 };
