@@ -40,13 +40,17 @@ def plus_minus(signs):
     return signs.long() * 2 - 1
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [*WIDTHS, 5440, 12544, 16320, 16321])  # a few rows of the long ones
 def test_accumulators_are_exact(path, width):
-    for rows, outputs in ((1, 1), (7, 17), (57, 49), (0, 5), (113, 33)):
+    for rows, outputs in ((1, 1), (7, 17), (57, 49), (0, 5), (113, 33), (3, 200), (2, 350)):
+        if width > 4000 and rows > 50:
+            continue
         a, w = random_signs(rows, width), random_signs(outputs, width)
-        expected = (plus_minus(a)[:, None] * plus_minus(w)[None]).sum(dim=2)
+        a[:1], w[:1] = True, False  # all bits differ
+        a[-1:], w[-1:] = False, True
+        expected = plus_minus(a).float() @ plus_minus(w).float().T  # whole numbers below 2^24
         actual = OPS.binary_matmul(pack_signs(a), pack_weight(w), width, outputs)
-        assert actual.dtype == torch.int32 and torch.equal(actual.long(), expected)
+        assert actual.dtype == torch.int32 and torch.equal(actual.float(), expected)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -177,19 +181,25 @@ def test_a_branch_that_does_not_fit_is_refused(path):
 
 
 @pytest.mark.parametrize(
-    ("channels", "side", "hw", "hidden"),
-    [(20, 11, (23, 9), 130), (40, 36, (40, 37), 1000), (16, 7, (9, 20), 70)],
+    ("channels", "side", "hw", "hidden", "wide"),
+    [
+        (20, 11, (23, 9), 130, 24),
+        (40, 36, (40, 37), 1000, 24),
+        (16, 7, (9, 20), 70, 24),
+        (208, 7, (14, 21), 49, 424),
+        (96, 5, (11, 10), 25, 40),
+    ],
 )
-def test_windows_of_many_tokens_are_mixed_as_by_the_reference(path, channels, side, hw, hidden):
+def test_windows_are_mixed_as_by_the_reference(path, channels, side, hw, hidden, wide):
     tokens = side**2
-    layer = PackedDualBranchMLP(channels, 24, tokens, hidden)
-    limits = [pad_channels(values) for values in (torch.randint(channels, (24,)), torch.full((24,), channels))]
-    limits[1][24:] = -1  # never set
+    layer = PackedDualBranchMLP(channels, wide, tokens, hidden)
+    limits = [pad_channels(values) for values in (torch.randint(channels, (wide,)), torch.full((wide,), channels))]
+    limits[1][wide:] = -1  # never set
     layer.fill(
         in_affine=pad_channels(torch.randn(2, channels)),
-        fc1_weight=pack_weight(random_signs(24, channels)),
+        fc1_weight=pack_weight(random_signs(wide, channels)),
         fc1_thresholds=torch.stack(limits),
-        fc2_weight=pack_weight(random_signs(channels, 24)),
+        fc2_weight=pack_weight(random_signs(channels, wide)),
         fc2_affine=pad_channels(torch.randn(2, channels)),
         si_affine=pad_channels(torch.randn(2, channels)),
         si_gamma=torch.randn(tokens),
@@ -207,6 +217,20 @@ def test_windows_of_many_tokens_are_mixed_as_by_the_reference(path, channels, si
         layer(expected, layout)
     assert (expected - x).abs().mean() > 1
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(96, 3), (48, 3), (60, 3), (280, 7), (24, 2), (128, 2)])
+@pytest.mark.parametrize("window", [7, 8])
+def test_heads_equal_the_reference(path, channels, heads, window):
+    arch = dict(embed_dims=channels, depths=(2,), num_heads=(heads,))
+    for block in pack(binary_swin(arch=arch, out_indices=(0,), window_size=window)).stages[0].blocks:
+        x, layout = torch.randn(2, 15 * 20, channels), [15, 20, window, 3, 1]
+        actual, expected = x.clone(), x.clone()
+        block.attn(actual, layout)
+        with kernels.use_path("reference"):
+            block.attn(expected, layout)
+        assert (expected - x).abs().mean() > 0.1
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("patch", "n"), [(0, 9), (-2, 9), (2, 0), (2, -16)])

@@ -174,7 +174,7 @@ void select_values(const Args* args, const HeadScratch& s, const SelectScratch& 
     }
 }
 
-#ifdef LOOKUP
+#ifdef LOOKUP_PAIRS
 // The same of windows of 49 to 64 tokens and heads of one word, by half bytes.
 template <class Args, class Emit>
 void select_looked_up(const Args* args, const HeadScratch& s, int64_t head, int64_t begin, int64_t end, const Emit& emit) {
@@ -211,7 +211,7 @@ template <class Args, class Emit>
 void select_values(const Args* args, const HeadScratch& s, const SelectScratch& own, int64_t head, int64_t begin,
                    int64_t end, const Emit& emit) {
     if (s.padded_tokens == 64 && s.head_words == 1)
-#ifdef LOOKUP
+#ifdef LOOKUP_PAIRS
         select_looked_up(args, s, head, begin, end, emit);
 #else
         select_values<4, 1>(args, s, own, head, begin, end, emit);

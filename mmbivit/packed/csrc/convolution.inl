@@ -96,12 +96,12 @@ struct LookPixels {
     int64_t blocks, half_bytes;
     const EachRow& each_row;
 
-    template <int P>
+    template <int V>
     METHOD void up(const uint8_t* weights, int64_t block) const {
         uint16_t places[LOOKUP_WORDS * 8 + 32];
         const int64_t number = args->out_width, stride = args->stride_width * words_of(args->channels);
         each_row([&](const uint32_t* row, const auto& emit) {
-            const auto to = pairs_for<P>(emit, &emit, block, blocks);
+            const auto to = pairs_for<V * PAIRS>(emit, &emit, block, blocks);
             for (int64_t pixel = 0; pixel < number; pixel += 2) {
                 int64_t end = 0;
                 each_stretch(args, pixel, [&](int64_t place, int64_t first, int64_t words) {
@@ -110,7 +110,7 @@ struct LookPixels {
                     end = (first + words) * 8;
                 });
                 for (; end < half_bytes; end++) places[end] = 0;
-                look_up_tile<P>(DIFFERING_BITS, places, weights, half_bytes, pixel, number, to);
+                look_up_tile<V>(DIFFERING_BITS, places, weights, half_bytes, pixel, number, to);
             }
         });
     }

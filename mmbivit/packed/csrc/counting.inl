@@ -54,48 +54,12 @@ struct Weights {
     int64_t words;         // of a block
 };
 
-#ifdef CARRIES
-// Add the counts of a multiple of 4 words. Full adders sum bits of equal weight, so that one word of four is counted.
-template <int R, int B>
-SIMD void add_differing_carries(const uint32_t* a, int64_t stride, const uint32_t* weight, int64_t block_words, int64_t words,
-                                I16 (&total)[R][B]) {
-    for (int64_t start = 0; start < words; start += 4 * COUNTS_AT_MOST) {
-        const int64_t end = words - start < 4 * COUNTS_AT_MOST ? words : start + 4 * COUNTS_AT_MOST;
-        I16 ones[R][B], twos[R][B], fours[R][B];
-        for (int r = 0; r < R; r++)
-            for (int b = 0; b < B; b++) ones[r][b] = twos[r][b] = fours[r][b] = zero();
-        for (int64_t k = start; k < end; k += 4)
-            for (int r = 0; r < R; r++) {
-                const uint32_t* bits = a + r * stride + k;
-                for (int b = 0; b < B; b++) {
-                    const uint32_t* w = weight + (b * block_words + k) * 16;
-                    const auto differing = [&](int i) { return bit_xor(broadcast(bits[i]), load(w + i * 16)); };
-                    const I16 first = sum_bits(ones[r][b], differing(0), differing(1));
-                    const I16 second = sum_bits(ones[r][b], differing(2), differing(3));
-                    fours[r][b] = add_counts(fours[r][b], count_bits(sum_bits(twos[r][b], first, second)));
-                }
-            }
-        for (int r = 0; r < R; r++)
-            for (int b = 0; b < B; b++) {
-                const I16 two = count_bits(twos[r][b]), four = widen_counts(fours[r][b]);
-                const I16 rest = widen_counts(add_counts(count_bits(ones[r][b]), add_counts(two, two)));
-                total[r][b] = add(total[r][b], add(rest, add(add(four, four), add(four, four))));
-            }
-    }
-}
-#endif
-
 // Add the counts of `words` words from `first` of the weights on; those of a row lie `stride` apart.
 template <int R, int B>
 SIMD void add_differing(const uint32_t* a, int64_t stride, const Weights& weights, int64_t first, int64_t words,
                         I16 (&total)[R][B]) {
     const uint32_t* weight = weights.bits + first * 16;
-    int64_t begin = 0;
-#ifdef CARRIES
-    begin = words / 4 * 4;
-    if (begin) add_differing_carries(a, stride, weight, weights.words, begin, total);
-#endif
-    for (int64_t start = begin; start < words; start += COUNTS_AT_MOST) {
+    for (int64_t start = 0; start < words; start += COUNTS_AT_MOST) {
         const int64_t end = words - start < COUNTS_AT_MOST ? words : start + COUNTS_AT_MOST;
         I16 counts[R][B];
         for (int r = 0; r < R; r++)
@@ -212,7 +176,7 @@ struct ToHeadBits : ToBits {
 };
 
 #ifdef LOOKUP
-#include "lookup_avx2.inl"
+#include "lookup.inl"
 #else
 typedef Rows RowsToCount;
 

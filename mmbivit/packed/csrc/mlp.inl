@@ -71,8 +71,8 @@ SIMD ToTokens to_tokens(const MlpArgs* args, const MixScratch& s, int64_t block)
             channels_left(args, block)};
 }
 
-#ifdef LOOKUP
-#include "mix_avx2.inl"
+#ifdef LOOKUP_PAIRS
+#include "mix.inl"
 #else
 // Hidden bits of 16 channels, [hidden word][channel]; `out` starts as 0.
 struct ToMixedBits {

@@ -12,7 +12,6 @@ struct M16 { __m256i a, b; };  // all bits of a lane set, or none
 #define TILE_BLOCKS 1
 #define COUNT_ROWS 4
 #define COUNT_BLOCKS 1
-#define LOOKUP
 
 SIMD I16 zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 SIMD I16 load(const uint32_t* p) {
@@ -109,6 +108,39 @@ SIMD __m256i count_bits_8(__m256i x) {
 SIMD __m256i widen_counts_8(__m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(x, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
 }
+// Vectors of bytes, for the lookup of counts.
+#define LOOKUP
+#define LOOKUP_PAIRS  // also where there is a single pair of blocks
+#define PAIRS 1       // of blocks in a vector
+typedef __m256i Bytes;
+SIMD Bytes all_bytes(char x) { return _mm256_set1_epi8(x); }
+SIMD Bytes load_bytes(const uint8_t* p) { return _mm256_load_si256((const __m256i*)p); }
+SIMD Bytes repeat_16_bytes(const uint8_t* p) { return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)p)); }
+SIMD Bytes pick_bytes(Bytes of, Bytes places) { return _mm256_shuffle_epi8(of, places); }  // of 16, again and again
+SIMD Bytes and_bytes(Bytes x, Bytes y) { return _mm256_and_si256(x, y); }
+SIMD Bytes add_bytes(Bytes x, Bytes y) { return _mm256_add_epi8(x, y); }
+SIMD Bytes subtract_bytes(Bytes x, Bytes y) { return _mm256_sub_epi8(x, y); }
+SIMD Bytes add_halves(Bytes x, Bytes y) { return _mm256_add_epi16(x, y); }
+template <int BITS> SIMD Bytes shift_left(Bytes x) { return _mm256_slli_epi16(x, BITS); }
+template <int BITS> SIMD Bytes shift_right(Bytes x) { return _mm256_srli_epi16(x, BITS); }
+SIMD Bytes low_halves(Bytes x) { return _mm256_unpacklo_epi8(x, all_bytes(0)); }
+SIMD Bytes high_halves(Bytes x) { return _mm256_unpackhi_epi8(x, all_bytes(0)); }
+SIMD __m256i part_of(Bytes x, int) { return x; }
+
+// The same channels of two blocks as 16 bits, and back: channels 0 to 7 in `low`, 8 to 15 in `high`.
+SIMD __m256i narrow_8(__m256i x, __m256i y) {
+    const __m256i half = _mm256_set1_epi32(0xffff);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x, half), _mm256_and_si256(y, half)), 0xd8);
+}
+SIMD __m256i narrow_low(I16 first, I16 second) { return narrow_8(first.a, second.a); }
+SIMD __m256i narrow_high(I16 first, I16 second) { return narrow_8(first.b, second.b); }
+SIMD I16 widen_first(__m256i low, __m256i high) {
+    return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(low)), _mm256_cvtepu16_epi32(_mm256_castsi256_si128(high))};
+}
+SIMD I16 widen_second(__m256i low, __m256i high) {
+    return {_mm256_cvtepu16_epi32(_mm256_extracti128_si256(low, 1)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(high, 1))};
+}
+
 SIMD I16 count_bits(I16 x) { return {count_bits_8(x.a), count_bits_8(x.b)}; }
 SIMD I16 add_counts(I16 x, I16 y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
 SIMD I16 widen_counts(I16 x) { return {widen_counts_8(x.a), widen_counts_8(x.b)}; }

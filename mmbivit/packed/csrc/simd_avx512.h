@@ -69,16 +69,37 @@ SIMD I16 count_bits(I16 a) {
     return _mm512_add_epi8(first, second);
 }
 SIMD I16 add_counts(I16 a, I16 b) { return _mm512_add_epi8(a, b); }
-// Sum of three bits in each place: its ones replace `a`, its twos are returned.
-#define CARRIES
-SIMD I16 sum_bits(I16& a, I16 b, I16 c) {
-    const I16 twos = _mm512_ternarylogic_epi32(a, b, c, 0xe8);
-    a = _mm512_ternarylogic_epi32(a, b, c, 0x96);
-    return twos;
-}
 SIMD I16 widen_counts(I16 a) {
     return _mm512_madd_epi16(_mm512_maddubs_epi16(a, _mm512_set1_epi8(1)), _mm512_set1_epi16(1));
 }
+
+// Vectors of bytes, for the lookup of counts.
+#define LOOKUP
+#define PAIRS 2  // of blocks in a vector
+typedef __m512i Bytes;
+SIMD Bytes all_bytes(char a) { return _mm512_set1_epi8(a); }
+SIMD Bytes load_bytes(const uint8_t* p) { return _mm512_load_si512(p); }
+SIMD Bytes repeat_16_bytes(const uint8_t* p) { return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)p)); }
+SIMD Bytes pick_bytes(Bytes of, Bytes places) { return _mm512_shuffle_epi8(of, places); }  // of 16, again and again
+SIMD Bytes and_bytes(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
+SIMD Bytes add_bytes(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
+SIMD Bytes subtract_bytes(Bytes a, Bytes b) { return _mm512_sub_epi8(a, b); }
+SIMD Bytes add_halves(Bytes a, Bytes b) { return _mm512_add_epi16(a, b); }
+template <int BITS> SIMD Bytes shift_left(Bytes a) { return _mm512_slli_epi16(a, BITS); }
+template <int BITS> SIMD Bytes shift_right(Bytes a) { return _mm512_srli_epi16(a, BITS); }
+SIMD Bytes low_halves(Bytes a) { return _mm512_unpacklo_epi8(a, all_bytes(0)); }
+SIMD Bytes high_halves(Bytes a) { return _mm512_unpackhi_epi8(a, all_bytes(0)); }
+SIMD __m256i part_of(Bytes a, int i) { return i ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a); }
+
+// The same channels of two blocks as 16 bits, and back: channels 0 to 7 in `low`, 8 to 15 in `high`.
+SIMD __m256i narrow_low(I16 first, I16 second) {
+    return _mm256_permute2x128_si256(_mm512_cvtepi32_epi16(first), _mm512_cvtepi32_epi16(second), 0x20);
+}
+SIMD __m256i narrow_high(I16 first, I16 second) {
+    return _mm256_permute2x128_si256(_mm512_cvtepi32_epi16(first), _mm512_cvtepi32_epi16(second), 0x31);
+}
+SIMD I16 widen_first(__m256i low, __m256i high) { return _mm512_cvtepu16_epi32(_mm256_permute2x128_si256(low, high, 0x20)); }
+SIMD I16 widen_second(__m256i low, __m256i high) { return _mm512_cvtepu16_epi32(_mm256_permute2x128_si256(low, high, 0x31)); }
 #endif
 
 }  // namespace

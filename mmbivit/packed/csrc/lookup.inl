@@ -1,8 +1,8 @@
-// Counts by half bytes: how many bits of the half bytes of two rows differ from each of the 16 that a weight's may be is a row
+// Counts by half bytes, for AVX2 and AVX-512BW: how many bits of the half bytes of two rows differ from each of the 16 that a weight's may be is a row
 // of a table, in which the half bytes of 32 channels are looked up at once.
 
-#define LOOKUP_WORDS 510          // of a row, at most
-#define LOOKUP_BYTES (128 << 10)  // of weights that were taken apart
+#define LOOKUP_WORDS 510                                          // of a row, at most
+#define LOOKUP_BYTES (LOOKUP_WORDS * 8 * (int64_t)sizeof(Bytes))  // of weights that were taken apart: a vector of pairs
 
 // The count of the first row in the lower half of a byte, that of the second in the upper.
 struct HalfByteCounts {
@@ -102,20 +102,19 @@ SIMD void take_apart(const uint32_t* first, const uint32_t* second, uint8_t* out
     }
 }
 
-// Half bytes of the weights of up to 3 pairs of blocks, [half byte][pair][32].
+// Half bytes of the weights of a few pairs of blocks, [half byte][pair][32]. A pair may lack its second block, and the last
+// vector of pairs one of them.
 struct Apart {
     alignas(64) uint8_t memory[LOOKUP_BYTES];
 
     METHOD void take(const uint32_t* weight, int64_t words, int64_t blocks, int pairs) {
         const uint32_t none[16] = {0};
-        for (int pair = 0; pair < pairs; pair++) {
-            const uint32_t *first = weight + 2 * pair * words * 16, *second = first + words * 16;
-            const bool both = 2 * pair + 1 < blocks;
+        for (int pair = 0; pair < pairs; pair++)
             for (int64_t k = 0; k < words; k++) {
-                uint8_t* out = memory + (k * 8 * pairs + pair) * 32;
-                take_apart(first + k * 16, both ? second + k * 16 : none, out, pairs * 32);
+                const uint32_t *first = weight + (2 * pair * words + k) * 16, *second = first + words * 16;
+                take_apart(2 * pair < blocks ? first : none, 2 * pair + 1 < blocks ? second : none,
+                           memory + (k * 8 * pairs + pair) * 32, pairs * 32);
             }
-        }
         memset(memory + words * 8 * pairs * 32, 0, (half_bytes_of(words) - words * 8) * pairs * 32);
     }
 };
@@ -124,56 +123,56 @@ struct Apart {
 struct Pair {
     __m256i low, high;
 
-    METHOD I16 block(int i) const {
-        const __m128i first = i ? _mm256_extracti128_si256(low, 1) : _mm256_castsi256_si128(low);
-        const __m128i second = i ? _mm256_extracti128_si256(high, 1) : _mm256_castsi256_si128(high);
-        return {_mm256_cvtepu16_epi32(first), _mm256_cvtepu16_epi32(second)};
-    }
+    METHOD I16 block(int i) const { return i ? widen_second(low, high) : widen_first(low, high); }
 };
 
-SIMD Pair no_counts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-
-SIMD __m256i narrow(__m256i first, __m256i second) {
-    const __m256i low = _mm256_set1_epi32(0xffff);
-    const __m256i both = _mm256_packus_epi32(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
-    return _mm256_permute4x64_epi64(both, 0xd8);
+// Bytes of all bits where a bit is set, see `outside` of 32-bit counts; channels are in order.
+SIMD __m256i outside(Pair counts, Pair low, Pair width) {
+    const auto set = [](__m256i count, __m256i from, __m256i range) {
+        const __m256i above = _mm256_sub_epi16(count, from);
+        return _mm256_cmpeq_epi16(_mm256_max_epu16(above, range), above);
+    };
+    return _mm256_packs_epi16(set(counts.low, low.low, width.low), set(counts.high, low.high, width.high));
 }
 
-SIMD Pair pair_of(I16 first, I16 second) { return {narrow(first.a, second.a), narrow(first.b, second.b)}; }
+// Those of all pairs of a vector.
+struct Counts {
+    Bytes low, high;
 
-// Add the counts of two rows and P pairs of blocks.
-template <int P>
+    METHOD Pair pair(int i) const { return {part_of(low, i), part_of(high, i)}; }
+};
+
+// Count two rows and V vectors of pairs of blocks.
+template <int V>
 SIMD void look_up(const HalfByteCounts& counts_of, const uint16_t* places, const uint8_t* weights, int64_t half_bytes,
-                  Pair (&total)[2][P]) {
-    const __m256i none = _mm256_setzero_si256(), low = _mm256_set1_epi8(15);
+                  Counts (&total)[2][V]) {
+    const Bytes none = all_bytes(0), low = all_bytes(15);
+    const int64_t size = sizeof(Bytes);
+    for (int v = 0; v < V; v++) total[0][v] = total[1][v] = {none, none};
     for (int64_t start = 0; start < half_bytes; start += 60) {  // a byte holds 63 counts
         const int64_t end = half_bytes - start < 60 ? half_bytes : start + 60;
-        __m256i first[P], second[P];
-        for (int p = 0; p < P; p++) first[p] = second[p] = none;
+        Bytes first[V], second[V];
+        for (int v = 0; v < V; v++) first[v] = second[v] = none;
         for (int64_t k = start; k < end; k += 3) {  // half a byte holds 3 counts
-            __m256i both[P];
+            Bytes both[V];
             for (int i = 0; i < 3; i++) {
-                const uint8_t* row = counts_of.of[0][0] + places[k + i];
-                const __m256i of_weights = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)row));
-                for (int p = 0; p < P; p++) {
-                    const __m256i w = _mm256_load_si256((const __m256i*)(weights + ((k + i) * P + p) * 32));
-                    const __m256i counts = _mm256_shuffle_epi8(of_weights, w);
-                    both[p] = i ? _mm256_add_epi8(both[p], counts) : counts;
+                const Bytes of_weights = repeat_16_bytes(counts_of.of[0][0] + places[k + i]);
+                for (int v = 0; v < V; v++) {
+                    const Bytes counts = pick_bytes(of_weights, load_bytes(weights + ((k + i) * V + v) * size));
+                    both[v] = i ? add_bytes(both[v], counts) : counts;
                 }
             }
-            for (int p = 0; p < P; p++) {
-                first[p] = _mm256_add_epi8(first[p], _mm256_and_si256(both[p], low));
-                second[p] = _mm256_add_epi8(second[p], _mm256_srli_epi16(both[p], 4));
+            for (int v = 0; v < V; v++) {
+                first[v] = add_bytes(first[v], and_bytes(both[v], low));
+                second[v] = add_bytes(second[v], shift_right<4>(both[v]));
             }
         }
-        for (int p = 0; p < P; p++) {
+        for (int v = 0; v < V; v++) {
             // the shift above brought first counts of odd bytes into the bytes before them
-            const __m256i odd = _mm256_slli_epi16(_mm256_srli_epi16(first[p], 8), 4);
-            second[p] = _mm256_sub_epi8(second[p], _mm256_and_si256(odd, _mm256_set1_epi16(255)));
-            total[0][p].low = _mm256_add_epi16(total[0][p].low, _mm256_unpacklo_epi8(first[p], none));
-            total[0][p].high = _mm256_add_epi16(total[0][p].high, _mm256_unpackhi_epi8(first[p], none));
-            total[1][p].low = _mm256_add_epi16(total[1][p].low, _mm256_unpacklo_epi8(second[p], none));
-            total[1][p].high = _mm256_add_epi16(total[1][p].high, _mm256_unpackhi_epi8(second[p], none));
+            second[v] = subtract_bytes(second[v], shift_right<8>(shift_left<8>(shift_left<4>(shift_right<8>(first[v])))));
+            total[0][v] = {add_halves(total[0][v].low, low_halves(first[v])), add_halves(total[0][v].high, high_halves(first[v]))};
+            total[1][v] = {add_halves(total[1][v].low, low_halves(second[v])),
+                           add_halves(total[1][v].high, high_halves(second[v]))};
         }
     }
 }
@@ -184,11 +183,10 @@ struct ToLanes {
     const Emit& emit;
     int64_t block, blocks;
 
-    METHOD Pair start(int) const { return no_counts(); }
-    METHOD void operator()(int64_t row, int p, Pair total) const {
+    METHOD void operator()(int64_t row, int p, Pair counts) const {
         const int64_t first = block + 2 * p;
-        emit(row, first, total.block(0));
-        if (first + 1 < blocks) emit(row, first + 1, total.block(1));
+        if (first < blocks) emit(row, first, counts.block(0));
+        if (first + 1 < blocks) emit(row, first + 1, counts.block(1));
     }
 };
 
@@ -197,22 +195,21 @@ template <int P, class Emit>
 struct ToPairBits {
     const Emit& emit;
     int64_t block, blocks;
-    Pair starts[P], widths[P];
+    Pair lows[P], widths[P];
 
     METHOD ToPairBits(const Emit& emit, int64_t block, int64_t blocks) : emit(emit), block(block), blocks(blocks) {
         for (int p = 0; p < P; p++) {
-            const int64_t first = block + 2 * p, second = first + 1 < blocks ? first + 1 : first;
-            starts[p] = pair_of(emit.start(first), emit.start(second));
-            widths[p] = pair_of(load(emit.width + first * 16), load(emit.width + second * 16));
+            const int64_t first = block + 2 * p < blocks ? block + 2 * p : block, second = first + 1 < blocks ? first + 1 : first;
+            lows[p] = {narrow_low(load(emit.low + first * 16), load(emit.low + second * 16)),
+                       narrow_high(load(emit.low + first * 16), load(emit.low + second * 16))};
+            widths[p] = {narrow_low(load(emit.width + first * 16), load(emit.width + second * 16)),
+                         narrow_high(load(emit.width + first * 16), load(emit.width + second * 16))};
         }
     }
-    METHOD Pair start(int p) const { return starts[p]; }
-    METHOD void operator()(int64_t row, int p, Pair total) const {
-        const __m256i low = _mm256_cmpeq_epi16(_mm256_max_epu16(total.low, widths[p].low), total.low);
-        const __m256i high = _mm256_cmpeq_epi16(_mm256_max_epu16(total.high, widths[p].high), total.high);
-        const uint32_t bits = (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(low, high));
+    METHOD void operator()(int64_t row, int p, Pair counts) const {
         const int64_t first = block + 2 * p;
-        emit.store(row, first, (uint16_t)bits);
+        const uint32_t bits = (uint32_t)_mm256_movemask_epi8(outside(counts, lows[p], widths[p]));
+        if (first < blocks) emit.store(row, first, (uint16_t)bits);
         if (first + 1 < blocks) emit.store(row, first + 1, (uint16_t)(bits >> 16));
     }
 };
@@ -231,45 +228,42 @@ template <int P>
 struct ToPairs {
     Pair (*out)[P];
 
-    METHOD Pair start(int) const { return no_counts(); }
-    METHOD void operator()(int64_t row, int p, Pair total) const { out[row][p] = total; }
+    METHOD void operator()(int64_t row, int p, Pair counts) const { out[row][p] = counts; }
 };
 
 // Two rows from `row` on, or one if it is the last.
-template <int P, class Emit>
+template <int V, class Emit>
 SIMD void look_up_tile(const HalfByteCounts& counts_of, const uint16_t* places, const uint8_t* weights, int64_t half_bytes,
                        int64_t row, int64_t rows, const Emit& emit) {
-    Pair total[2][P];
-    for (int p = 0; p < P; p++) total[0][p] = total[1][p] = emit.start(p);
-    look_up<P>(counts_of, places, weights, half_bytes, total);
-    for (int p = 0; p < P; p++) emit(row, p, total[0][p]);
-    if (row + 1 == rows) return;
-    for (int p = 0; p < P; p++) emit(row + 1, p, total[1][p]);
+    Counts total[2][V];
+    look_up<V>(counts_of, places, weights, half_bytes, total);
+    for (int r = 0; r < 2 && row + r < rows; r++)
+        for (int p = 0; p < V * PAIRS; p++) emit(row + r, p, total[r][p / PAIRS].pair(p % PAIRS));
 }
 
-template <int P, class Emit>
+template <int V, class Emit>
 SIMD void look_up_rows(const HalfByteCounts& counts_of, const RowsToCount& rows, const uint8_t* weights, const Emit& emit) {
     uint16_t own[LOOKUP_WORDS * 8 + 32];
     for (int64_t row = 0; row < rows.number; row += 2)
-        look_up_tile<P>(counts_of, rows.places(row, own), weights, rows.half_bytes, row, rows.number, emit);
+        look_up_tile<V>(counts_of, rows.places(row, own), weights, rows.half_bytes, row, rows.number, emit);
 }
 
-// Take groups of blocks apart, and hand them to `look.template up<pairs>(weights, first block)`.
+// Take groups of blocks apart, and hand them to `look.template up<vectors>(weights, first block)`.
 template <class Look>
 void look_up_groups(const uint32_t* weight, int64_t words, int64_t blocks, const Look& look) {
     Apart apart;
-    const int64_t pairs = (blocks + 1) / 2, most = LOOKUP_BYTES / (half_bytes_of(words) * 32);
-    for (int64_t pair = 0; pair < pairs;) {
-        const int64_t left = pairs - pair < most ? pairs - pair : most;
+    const int64_t most = LOOKUP_BYTES / (half_bytes_of(words) * (int64_t)sizeof(Bytes));
+    for (int64_t block = 0; block < blocks;) {
+        const int64_t vectors = ceil_div(blocks - block, 2 * PAIRS), left = vectors < most ? vectors : most;
         const int number = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
-        apart.take(weight + 2 * pair * words * 16, words, blocks - 2 * pair, number);
+        apart.take(weight + block * words * 16, words, blocks - block, number * PAIRS);
         if (number == 3)
-            look.template up<3>(apart.memory, 2 * pair);
+            look.template up<3>(apart.memory, block);
         else if (number == 2)
-            look.template up<2>(apart.memory, 2 * pair);
+            look.template up<2>(apart.memory, block);
         else
-            look.template up<1>(apart.memory, 2 * pair);
-        pair += number;
+            look.template up<1>(apart.memory, block);
+        block += number * 2 * PAIRS;
     }
 }
 
@@ -279,8 +273,8 @@ struct LookRows {
     int64_t blocks;
     const Emit& emit;
 
-    template <int P>
+    template <int V>
     METHOD void up(const uint8_t* weights, int64_t block) const {
-        look_up_rows<P>(DIFFERING_BITS, rows, weights, pairs_for<P>(emit, &emit, block, blocks));
+        look_up_rows<V>(DIFFERING_BITS, rows, weights, pairs_for<V * PAIRS>(emit, &emit, block, blocks));
     }
 };

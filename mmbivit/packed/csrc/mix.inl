@@ -15,15 +15,10 @@ struct ToMixedBits {
     const uint32_t *low, *width;
     __m256i* out;
 
-    METHOD Pair start(int) const { return no_counts(); }
-    METHOD void operator()(int64_t row, int, Pair total) const {
+    METHOD void operator()(int64_t row, int, Pair counts) const {
         const __m256i first = _mm256_set1_epi16((short)low[row]), range = _mm256_set1_epi16((short)width[row]);
-        const auto set = [&](__m256i counts) {
-            const __m256i above = _mm256_sub_epi16(counts, first);
-            return _mm256_cmpeq_epi16(_mm256_max_epu16(above, range), above);
-        };
-        const __m256i bits = _mm256_and_si256(_mm256_packs_epi16(set(total.low), set(total.high)),
-                                              _mm256_set1_epi8((char)(1 << row % 8)));
+        const __m256i bit = _mm256_set1_epi8((char)(1 << row % 8));
+        const __m256i bits = _mm256_and_si256(outside(counts, {first, first}, {range, range}), bit);
         _mm256_store_si256(out + row / 8, _mm256_or_si256(_mm256_load_si256(out + row / 8), bits));
     }
 };
@@ -33,10 +28,9 @@ struct ToPairTokens {
     ToTokens first, second;
     bool both;
 
-    METHOD Pair start(int) const { return no_counts(); }
-    METHOD void operator()(int64_t token, int, Pair total) const {
-        first(token, total.block(0));
-        if (both) second(token, total.block(1));
+    METHOD void operator()(int64_t token, int, Pair counts) const {
+        first(token, counts.block(0));
+        if (both) second(token, counts.block(1));
     }
 };
 
