@@ -151,7 +151,7 @@ def check_selection(selection: str, step: Tensor, limit: Tensor, heads: int, hea
 
 
 def large_windows(x: Tensor, layout: Layout, rows: int, dtype: torch.dtype) -> Tensor | None:
-    """Make room ``(windows, pairs of blocks, 2, rows, 16)`` for the hidden layer of large windows; ``None`` where they are small.
+    """Make room ``(windows, pairs of blocks, 2, rows, 16)`` for the hidden layer of large windows; ``None`` if small.
 
     Where windows are so large that whole ones are too few to share out, or fewer than threads, threads share their
     channels.

@@ -197,9 +197,9 @@ void select_looked_up(const Args* args, const HeadScratch& s, int64_t head, int6
     for (int64_t q = 0; q < number; q++) queries[q] = s.queries[head * 64 + real[q]];
     look_up_rows<2>(DIFFERING_BITS, RowsToCount(queries, number, 1), keys, ToPairs<2>{differing});
     for (int64_t q = 0; q < number; q++)
-        numbers[q] = select_counted<4>([&](int v) { return differing[q][v / 2].block(v % 2); }, 64,
-                                       biases ? biases + real[q] * 64 : s.no_bias,
-                                       s.window->masked ? s.allowed + real[q] * 2 : nullptr, choice, head, nullptr, selected[q]);
+        numbers[q] = select_counted<4>(
+            [&](int v) { return differing[q][v / 2].block(v % 2); }, 64, biases ? biases + real[q] * 64 : s.no_bias,
+            s.window->masked ? s.allowed + real[q] * 2 : nullptr, choice, head, nullptr, selected[q]);
     Pair set[64][1];
     look_up_rows<1>(COMMON_BITS, RowsToCount(selected[0], number, 2), values, ToPairs<1>{set});
     for (int64_t q = 0; q < number; q++)

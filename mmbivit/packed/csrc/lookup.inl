@@ -1,5 +1,5 @@
-// Counts by half bytes, for AVX2 and AVX-512BW: how many bits of the half bytes of two rows differ from each of the 16 that a weight's may be is a row
-// of a table, in which the half bytes of 32 channels are looked up at once.
+// Counts by half bytes, for AVX2 and AVX-512BW. How many bits of the half bytes of two rows differ from each of the 16 that a
+// weight's may be is a row of a table, and the half bytes of 32 channels, or of 64, are looked up there at once.
 
 #define LOOKUP_WORDS 510                                          // of a row, at most
 #define LOOKUP_BYTES (LOOKUP_WORDS * 8 * (int64_t)sizeof(Bytes))  // of weights that were taken apart: a vector of pairs
@@ -37,7 +37,8 @@ SIMD void find_places(const uint32_t* first, const uint32_t* second, int64_t wor
     }
 }
 
-// Rows of bits, and their places, found once where all of them fit. Two rows at a time: the last may be alone, and stands for both.
+// Rows of bits, and their places, found once where all of them fit. Two rows at a time: the last may be alone, and stands
+// for both.
 struct RowsToCount : Rows {
     static const int64_t MOST = ROWS_AT_A_TIME / 2 * 96 * 8;
     int64_t half_bytes;
@@ -126,6 +127,8 @@ struct Pair {
     METHOD I16 block(int i) const { return i ? widen_second(low, high) : widen_first(low, high); }
 };
 
+SIMD Pair pair_of(I16 first, I16 second) { return {narrow_low(first, second), narrow_high(first, second)}; }
+
 // Bytes of all bits where a bit is set, see `outside` of 32-bit counts; channels are in order.
 SIMD __m256i outside(Pair counts, Pair low, Pair width) {
     const auto set = [](__m256i count, __m256i from, __m256i range) {
@@ -170,7 +173,8 @@ SIMD void look_up(const HalfByteCounts& counts_of, const uint16_t* places, const
         for (int v = 0; v < V; v++) {
             // the shift above brought first counts of odd bytes into the bytes before them
             second[v] = subtract_bytes(second[v], shift_right<8>(shift_left<8>(shift_left<4>(shift_right<8>(first[v])))));
-            total[0][v] = {add_halves(total[0][v].low, low_halves(first[v])), add_halves(total[0][v].high, high_halves(first[v]))};
+            total[0][v] = {add_halves(total[0][v].low, low_halves(first[v])),
+                           add_halves(total[0][v].high, high_halves(first[v]))};
             total[1][v] = {add_halves(total[1][v].low, low_halves(second[v])),
                            add_halves(total[1][v].high, high_halves(second[v]))};
         }
@@ -199,11 +203,10 @@ struct ToPairBits {
 
     METHOD ToPairBits(const Emit& emit, int64_t block, int64_t blocks) : emit(emit), block(block), blocks(blocks) {
         for (int p = 0; p < P; p++) {
-            const int64_t first = block + 2 * p < blocks ? block + 2 * p : block, second = first + 1 < blocks ? first + 1 : first;
-            lows[p] = {narrow_low(load(emit.low + first * 16), load(emit.low + second * 16)),
-                       narrow_high(load(emit.low + first * 16), load(emit.low + second * 16))};
-            widths[p] = {narrow_low(load(emit.width + first * 16), load(emit.width + second * 16)),
-                         narrow_high(load(emit.width + first * 16), load(emit.width + second * 16))};
+            const int64_t first = block + 2 * p < blocks ? block + 2 * p : block;
+            const int64_t second = first + 1 < blocks ? first + 1 : first;
+            lows[p] = pair_of(load(emit.low + first * 16), load(emit.low + second * 16));
+            widths[p] = pair_of(load(emit.width + first * 16), load(emit.width + second * 16));
         }
     }
     METHOD void operator()(int64_t row, int p, Pair counts) const {
