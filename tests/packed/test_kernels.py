@@ -32,6 +32,14 @@ def path(request):
         yield request.param
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_signs(*shape):
     return torch.rand(shape) < 0.5
 
@@ -188,9 +196,10 @@ def test_a_branch_that_does_not_fit_is_refused(path):
         (16, 7, (9, 20), 70, 24),
         (208, 7, (14, 21), 49, 424),
         (96, 5, (11, 10), 25, 40),
+        (80, 5, (5, 5), 25, 24),  # fewer windows than threads
     ],
 )
-def test_windows_are_mixed_as_by_the_reference(path, channels, side, hw, hidden, wide):
+def test_windows_are_mixed_as_by_the_reference(path, channels, side, hw, hidden, wide, three_threads):
     tokens = side**2
     layer = PackedDualBranchMLP(channels, wide, tokens, hidden)
     limits = [pad_channels(values) for values in (torch.randint(channels, (wide,)), torch.full((wide,), channels))]

@@ -1,7 +1,7 @@
 // The branch over tokens by half bytes: bits of 32 channels lie in vectors of bytes, as weights do in `look_up`, and weight
 // rows take the place of rows.
 
-// One bit of each channel, as bytes, to `out`; `M16`s of both blocks.
+// Bytes of all bits, or none, of two blocks.
 SIMD __m256i bytes_of(M16 first, M16 second) {
     const __m256i words = _mm256_packs_epi16(_mm256_packs_epi32(first.a, first.b), _mm256_packs_epi32(second.a, second.b));
     return _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -40,11 +40,11 @@ struct Mixer {
     const MixScratch& s;
     const RowsToCount in_rows, out_rows;
 
-    METHOD Mixer(const MlpArgs* args, const MixScratch& s)
+    METHOD Mixer(const MlpArgs* args, const MixScratch& s, bool used)
         : args(args),
           s(s),
-          in_rows(args->si1_weight, args->si1_weight ? args->si_hidden : 0, s.token_words),
-          out_rows(args->si2_weight, args->si2_weight ? s.tokens : 0, s.si_words) {}
+          in_rows(args->si1_weight, used ? args->si_hidden : 0, s.token_words),
+          out_rows(args->si2_weight, used ? s.tokens : 0, s.si_words) {}
     METHOD __m256i* half_bytes() const { return reinterpret_cast<__m256i*>(s.token_bits); }
     METHOD void clear_from(int64_t i) const {
         for (; i % 3; i++) _mm256_store_si256(half_bytes() + i, _mm256_setzero_si256());

@@ -91,7 +91,7 @@ struct Mixer {
     const MlpArgs* args;
     const MixScratch& s;
 
-    METHOD Mixer(const MlpArgs* args, const MixScratch& s) : args(args), s(s) {}
+    METHOD Mixer(const MlpArgs* args, const MixScratch& s, bool) : args(args), s(s) {}
     // Signs along the tokens, then the hidden layer as bits.
     METHOD void in(int64_t pair, uint32_t* hidden) const {
         for (int64_t block = 2 * pair; block < 2 * pair + 2 && block < s.blocks; block++, hidden += s.si_words * 16) {
@@ -122,7 +122,7 @@ template <bool IN>
 void mix(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const MixScratch s(args, worker->memory);
-    const Mixer mixer(args, s);
+    const Mixer mixer(args, s, true);
     const int64_t pairs = ceil_div(s.blocks, 2);
     for (int64_t unit = begin; unit < end; unit++) {
         if (unit == begin || unit % pairs == 0) find_tokens(args->layout, args->x, args->channels, unit / pairs, s);
@@ -139,10 +139,10 @@ void mix_out(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) { 
 void mlp(const MlpArgs* args, int64_t begin, int64_t end, Worker* worker) {
     Timer timer(worker);
     const MlpScratch s(args, worker->memory);
-    const Mixer mixer(args, s);
+    const bool mixes = mixes_inside(args);
+    const Mixer mixer(args, s, mixes);
     const int64_t words = words_of(args->channels), hidden_words = words_of(args->hidden);
     const int64_t hidden_blocks = blocks_of(args->hidden), pairs = ceil_div(s.blocks, 2), pair_words = 2 * s.si_words * 16;
-    const bool mixes = mixes_inside(args);
     if (hidden_blocks % 2) memset(s.hidden, 0, s.tokens * hidden_words * sizeof(uint32_t));
     for (int64_t unit = begin; unit < end; unit += mixes ? 1 : s.tokens) {
         if (mixes)
