@@ -1,5 +1,6 @@
 """Detectors with binary necks and heads, packed: what they compute, and that their files hold it."""
 
+import copy
 import json
 import mmap
 from pathlib import Path
@@ -104,6 +105,22 @@ def test_float_parts_by_native_kernels_equal_mmdets(levels):
         expected = [head(features), head(features[:0])]
         native.use_native(own := torch.nn.ModuleList([head]))
         close([own[0](features), own[0](features[:0])], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(0, 7), (5, 7), (300, 7), (2, 9, 20, 7)])
+def test_linear_layers_equal_torchs(shape, threads):
+    from mmbivit.models.detection import native
+
+    layer, x, before = torch.nn.Linear(7, 11), torch.randn(shape), torch.get_num_threads()
+    native.use_native(own := torch.nn.Sequential(copy.deepcopy(layer)))
+    assert type(own[0]) is native.NativeLinear
+    torch.set_num_threads(threads)
+    try:
+        torch.testing.assert_close(own(x), layer(x), rtol=1e-5, atol=1e-6)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("rescale", [True, False])

@@ -22,15 +22,34 @@ from mmbivit.packed import detection_operators  # noqa: F401  it registers torch
 
 __all__ = [
     "NativeFPN",
+    "NativeLinear",
     "NativeMaskHead",
     "NativeMasks",
     "NativeRoIExtractor",
     "PointwiseConv2d",
     "UpsamplingConv2d",
     "can_be_native",
+    "linear",
     "native_pyramid",
     "use_native",
 ]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute ``torch.nn.functional.linear``, where it pays by oneDNN: MKL, which torch takes, is slow on AMD CPUs."""
+    # oneDNN orders the weight each time, and torch gives it convolutions of single pixels with several threads only.
+    if x.numel() < 256 * x.shape[-1] or torch.get_num_threads() == 1:
+        return F.linear(x, weight, bias)
+    y = F.conv2d(x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+class NativeLinear(nn.Linear):
+    """Linear layer of many rows by :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute ``(*, in_features) -> (*, out_features)``."""
+        return linear(x, self.weight, self.bias)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -38,7 +57,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``(B, in_channels, H, W) -> (B, out_channels, H, W)``."""
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class UpsamplingConv2d(nn.ConvTranspose2d):
@@ -51,7 +70,7 @@ class UpsamplingConv2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``(B, in_channels, H, W) -> (B, out_channels, H * stride, W * stride)``."""
-        y = F.linear(x.permute(0, 2, 3, 1), *self.product()).unflatten(-1, (*self.kernel_size, -1))
+        y = linear(x.permute(0, 2, 3, 1), *self.product()).unflatten(-1, (*self.kernel_size, -1))
         return y.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
@@ -112,8 +131,8 @@ class NativeMasks:
         masks = x.new_empty(len(x), predictor.out_channels, x.shape[2] * high, x.shape[3] * wide)
         # What is enlarged stays in the cache.
         for rows, out in zip(x.permute(0, 2, 3, 1).split(8), masks.split(8), strict=True):
-            hidden = F.linear(rows, weight, bias).relu_().unflatten(-1, (high, wide, -1))
-            logits = F.linear(hidden, predictor.weight.flatten(1), predictor.bias)  # (n, h, w, high, wide, classes)
+            hidden = linear(rows, weight, bias).relu_().unflatten(-1, (high, wide, -1))
+            logits = linear(hidden, predictor.weight.flatten(1), predictor.bias)  # (n, h, w, high, wide, classes)
             out.copy_(logits.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3))
         return masks
 
@@ -205,6 +224,8 @@ def use_native(part: nn.Module) -> None:
             module.is_native = True
         elif type(module) is FCNMaskHead:
             module.__class__ = NativeMaskHead
+        elif type(module) in (nn.Linear, wrappers.Linear):
+            module.__class__ = NativeLinear
         elif type(module) in (nn.Conv2d, wrappers.Conv2d) and _is_pointwise(module):
             module.__class__ = PointwiseConv2d
         elif type(module) in (nn.ConvTranspose2d, wrappers.ConvTranspose2d) and _only_enlarges(module):
