@@ -23,6 +23,7 @@ from mmbivit.deploy import load
 from mmbivit.deploy.around import pack_around, packed_layers
 from mmbivit.deploy.header import read_header
 from mmbivit.engine import WorkerEndHook
+from mmbivit.engine.allocator import keep_freed_memory
 from mmbivit.engine.device import distributed, set_launcher
 from mmbivit.engine.quiet import quiet
 from mmbivit.engine.run_settings import check_run_settings
@@ -172,6 +173,7 @@ def _load_packed(route: Route) -> nn.Module:
     found = read_header(route.checkpoint).kind
     if found != route.kind:
         raise UserError(f"{route.checkpoint} is a packed {found}; expected a packed {route.kind}")
+    keep_freed_memory()
     return load(route.checkpoint)
 
 

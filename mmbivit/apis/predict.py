@@ -18,6 +18,7 @@ from torch import nn
 from mmbivit.checkpoints import use_safe_loading
 from mmbivit.checks import UserError, check_integer, check_number
 from mmbivit.deploy import load
+from mmbivit.engine.allocator import keep_freed_memory
 from mmbivit.engine.device import distributed
 from mmbivit.engine.quiet import quiet
 from mmbivit.engine.threads import share_threads
@@ -180,6 +181,7 @@ def load_network(route: Route, cfg: Config | None, device: str | None) -> tuple[
         return load_trained_model(cfg, route.checkpoint).to(device or get_device()), cfg
     if device not in (None, "cpu"):
         raise UserError(f"--device {device}: {route.checkpoint} is packed, which runs on the CPU")
+    keep_freed_memory()
     model = load(route.checkpoint)
     if not model.cfg.test_dataloader:
         raise UserError(

@@ -1,4 +1,4 @@
-"""glibc's allocator, whose defaults have training on a CPU ask for new pages in each iteration."""
+"""glibc's allocator, whose defaults ask for new pages in each iteration of training on a CPU, and for each image."""
 
 import ctypes
 

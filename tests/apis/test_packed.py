@@ -320,6 +320,16 @@ def test_accuracy_is_that_of_the_simulated_classifier(tested, classifier, classi
         np.testing.assert_allclose(a["pred_scores"], b["pred_scores"], rtol=1e-4)
 
 
+def test_the_memory_of_an_image_is_kept_for_the_next_one(tested, classifier_file, images, tmp_path, monkeypatch):
+    kept = []
+    for name in ("predict", "evaluate"):
+        module = sys.modules[f"mmbivit.apis.{name}"]  # in the package, the name is the function's
+        monkeypatch.setattr(module, "keep_freed_memory", lambda name=name: kept.append(name))
+    predict(None, classifier_file, images, tmp_path / "out")
+    tested(classifier_file, "classifier")
+    assert kept == ["predict", "evaluate"]
+
+
 def test_evaluations_that_cannot_be_are_named(tested, detector_file, classifier_file, detector, tmp_path):
     def refuse(message, file=detector_file, name="detector", **options):
         with pytest.raises(ValueError, match=message) as caught:
