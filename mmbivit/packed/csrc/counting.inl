@@ -98,7 +98,8 @@ SIMD void tile(const Rows& rows, const Weights& weights, int64_t row, int64_t bl
 }
 
 template <int B, class Emit>
-SIMD void rows_of_tiles(const Rows& rows, const Weights& weights, int64_t block, const Emit& emit) {
+SIMD void rows_of_tiles(const Rows& rows, const Weights& weights, int64_t block, const Emit& to) {
+    const Emit emit = to;  // its pointers stay in registers, as no store can reach them
     int64_t row = 0;
     for (; row + COUNT_ROWS <= rows.number; row += COUNT_ROWS) tile<COUNT_ROWS, B>(rows, weights, row, block, emit);
     for (; row < rows.number; row++) tile<1, B>(rows, weights, row, block, emit);

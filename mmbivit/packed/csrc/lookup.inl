@@ -184,7 +184,7 @@ SIMD void look_up(const HalfByteCounts& counts_of, const uint16_t* places, const
 // What becomes of the counts of P pairs of blocks from `block` on, of `blocks` in all: numbers of 32 bits, block by block.
 template <int P, class Emit>
 struct ToLanes {
-    const Emit& emit;
+    const Emit emit;
     int64_t block, blocks;
 
     METHOD void operator()(int64_t row, int p, Pair counts) const {
@@ -197,7 +197,7 @@ struct ToLanes {
 // Or bits: no row is so long that 16 bits would not tell where a count lies, see `outside`.
 template <int P, class Emit>
 struct ToPairBits {
-    const Emit& emit;
+    const Emit emit;
     int64_t block, blocks;
     Pair lows[P], widths[P];
 
