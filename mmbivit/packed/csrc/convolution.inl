@@ -124,16 +124,12 @@ void convolve(const ConvArgs* args, int64_t blocks, int64_t block_words, const E
         return look_up_groups(args->weight, block_words, blocks,
                               LookPixels<EachRow>{args, blocks, half_bytes_of(block_words), each_row});
 #endif
-    const auto weights_of = [&](int64_t block) { return Weights{args->weight + block * block_words * 16, block_words}; };
+    Weights weights = {args->weight, block_words};
     int64_t block = 0;
-    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS) {
-        const Weights weights = weights_of(block);
+    for (; block + COUNT_BLOCKS <= blocks; block += COUNT_BLOCKS, weights.bits += COUNT_BLOCKS * block_words * 16)
         each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<COUNT_BLOCKS>(args, row, weights, block, emit); });
-    }
-    for (; block < blocks; block++) {
-        const Weights weights = weights_of(block);
+    for (; block < blocks; block++, weights.bits += block_words * 16)
         each_row([&](const uint32_t* row, const auto& emit) { row_of_pixels<1>(args, row, weights, block, emit); });
-    }
 }
 
 // A range counts rows of the output; with a predictor it is one of them, as its values are not kept.

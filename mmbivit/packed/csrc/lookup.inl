@@ -172,7 +172,7 @@ SIMD void look_up(const HalfByteCounts& counts_of, const uint16_t* places, const
         }
         for (int v = 0; v < V; v++) {
             // the shift above brought first counts of odd bytes into the bytes before them
-            second[v] = subtract_bytes(second[v], shift_right<8>(shift_left<8>(shift_left<4>(shift_right<8>(first[v])))));
+            second[v] = subtract_bytes(second[v], shift_right<8>(shift_left<12>(shift_right<8>(first[v]))));
             total[0][v] = {add_halves(total[0][v].low, low_halves(first[v])),
                            add_halves(total[0][v].high, high_halves(first[v]))};
             total[1][v] = {add_halves(total[1][v].low, low_halves(second[v])),
